@@ -1,0 +1,27 @@
+"""What a number can be: formats as data, rounding to them, block scaling. Pure functions."""
+
+from numwatch.formats.block_rounding import ScaleRule, mx_scale_exponent, round_to_block_format
+from numwatch.formats.blocks import BLOCK_FORMATS, BlockFormat
+from numwatch.formats.lookup import UnknownFormatError, get_block_format, get_format
+from numwatch.formats.rounding import Rounding, RoundingError, quantize, round_to_format
+from numwatch.formats.rows import format_rows
+from numwatch.formats.table import FORMATS
+from numwatch.formats.types import Format
+
+__all__ = [
+    "BLOCK_FORMATS",
+    "FORMATS",
+    "BlockFormat",
+    "Format",
+    "Rounding",
+    "RoundingError",
+    "ScaleRule",
+    "UnknownFormatError",
+    "format_rows",
+    "get_block_format",
+    "get_format",
+    "mx_scale_exponent",
+    "quantize",
+    "round_to_block_format",
+    "round_to_format",
+]

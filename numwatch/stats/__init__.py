@@ -1,0 +1,64 @@
+"""What one tensor looks like: one pass gives one row; what derives from a row is pure functions."""
+
+from numwatch.stats.blocks import BlockCounts, BlockHistogram
+from numwatch.stats.bounded import Bounded
+from numwatch.stats.dtypes import WATCHED_DTYPES, is_watched_dtype
+from numwatch.stats.estimate import estimate_flushed
+from numwatch.stats.kernels import accumulate, accumulate_amax, tensor_stats, warm_up
+from numwatch.stats.layout import (
+    AMAX,
+    AMIN,
+    BINADES,
+    CALLS,
+    COUNTS,
+    NANS,
+    NEGINFS,
+    NUMEL,
+    POSINFS,
+    POW2S,
+    REALS,
+    SUM,
+    SUMSQ,
+    ZEROS,
+    merge_rows,
+    new_rows,
+    pack_row,
+    reset_rows,
+    unpack_row,
+)
+from numwatch.stats.prepare import NotWatchedError
+from numwatch.stats.tensor_stats import TensorStats
+
+__all__ = [
+    "AMAX",
+    "AMIN",
+    "BINADES",
+    "CALLS",
+    "COUNTS",
+    "NANS",
+    "NEGINFS",
+    "NUMEL",
+    "POSINFS",
+    "POW2S",
+    "REALS",
+    "SUM",
+    "SUMSQ",
+    "WATCHED_DTYPES",
+    "ZEROS",
+    "BlockCounts",
+    "BlockHistogram",
+    "Bounded",
+    "NotWatchedError",
+    "TensorStats",
+    "accumulate",
+    "accumulate_amax",
+    "estimate_flushed",
+    "is_watched_dtype",
+    "merge_rows",
+    "new_rows",
+    "pack_row",
+    "reset_rows",
+    "tensor_stats",
+    "unpack_row",
+    "warm_up",
+]

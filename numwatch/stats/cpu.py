@@ -1,0 +1,128 @@
+"""The CPU kernel: compiled loops over bit patterns, large tensors split over a few threads.
+
+The same contract as `reference`: counts equal to the last one, sums up to FP64 rounding.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from numwatch.stats import code_loops, loops
+from numwatch.stats.dtypes import LAYOUTS
+from numwatch.stats.layout import AMAX, CALLS, NUMEL, ZEROS, Counts, Reals, merge_rows, new_rows
+from numwatch.stats.prepare import dense
+
+Bits = npt.NDArray[np.unsignedinteger]
+Sweep = Callable[[Bits, Counts, Reals], None]
+
+_NUMPY_DTYPES = (torch.float64, torch.float32, torch.float16)
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_PART = 1 << 19
+"""Fewest elements worth a thread of their own: it may be long in coming on a busy machine."""
+
+
+def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
+    """Adds what x shows to one row, int64 [COUNTS] and float64 [REALS]; see `reference`.
+
+    Releases the interpreter's lock while it reads. One row from one thread at a time.
+
+    Raises:
+        NotWatchedError: See `prepare.dense`.
+    """
+    flat, left_out = dense(x)
+    sweep = _SWEEPS.get(flat.dtype) or _float8_sweep(flat.dtype)
+    bits = _bits(flat)
+    row = counts.numpy()
+    threads = _threads(bits)
+    if threads > 1:
+        _sweep_in_parts(sweep, bits, counts, reals, threads)
+    else:
+        sweep(bits, row, reals.numpy())
+    row[CALLS] += 1
+    if left_out:
+        row[NUMEL] += left_out
+        row[ZEROS] += left_out
+
+
+def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor) -> None:
+    """Adds x's numel and its finite amax alone to one row; see `reference`."""
+    flat, left_out = dense(x)
+    bits = _bits(flat)
+    amax_of = _amax_loop(flat.dtype)
+    threads = _threads(bits)
+    if threads > 1:
+        amax = max(_in_threads([partial(amax_of, part) for part in np.array_split(bits, threads)]))
+    else:
+        amax = amax_of(bits)
+    row, row_reals = counts.numpy(), reals.numpy()
+    row_reals[AMAX] = max(row_reals[AMAX], LAYOUTS[flat.dtype].magnitude(int(amax)))
+    row[NUMEL] += bits.size + left_out
+    row[CALLS] += 1
+
+
+def _threads(bits: Bits) -> int:
+    return min(torch.get_num_threads(), bits.size // _PART)
+
+
+def _sweep_in_parts(sweep: Sweep, bits: Bits, counts: Tensor, reals: Tensor, threads: int) -> None:
+    parts = np.array_split(bits, threads)
+    part_counts, part_reals = new_rows(threads)
+    rows = zip(parts, part_counts.numpy(), part_reals.numpy(), strict=True)
+    _in_threads([partial(sweep, *row) for row in rows])
+    for i in range(threads):
+        merge_rows(counts, reals, part_counts[i], part_reals[i])
+
+
+def _bits(flat: Tensor) -> Bits:
+    if flat.dtype not in _NUMPY_DTYPES:
+        flat = flat.view(LAYOUTS[flat.dtype].integer)
+    return flat.numpy().view(_UNSIGNED[flat.itemsize])
+
+
+@cache
+def _amax_loop(dtype: torch.dtype) -> Callable[[Bits], Any]:
+    layout = LAYOUTS[dtype]
+    loop: Callable[[Bits], Any] = code_loops.amax_loop(
+        _UNSIGNED[dtype.itemsize], layout.magnitude_mask, layout.largest
+    )
+    return loop
+
+
+@cache
+def _float8_sweep(dtype: torch.dtype) -> Sweep:
+    codes = torch.arange(256, dtype=torch.uint8).view(dtype)
+    meanings = codes.to(torch.float64).numpy().view(np.uint64)
+
+    def sweep(bits: Bits, counts: Counts, reals: Reals) -> None:
+        code_loops.sweep_float8(bits, meanings, counts, reals)
+
+    return sweep
+
+
+def _in_threads(tasks: list[Callable[[], Any]]) -> list[Any]:
+    """Runs tasks at the same time, the last one in this thread; returns what they return."""
+    *others, own = tasks
+    futures = [_pool(os.getpid()).submit(task) for task in others]
+    last = own()
+    return [*(future.result() for future in futures), last]
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    # By process, for threads don't survive a fork.
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix=f"numwatch-{process}")
+
+
+_SWEEPS: dict[torch.dtype, Sweep] = {
+    torch.float64: code_loops.sweep_float64,
+    torch.float32: loops.sweep_float32,
+    torch.bfloat16: loops.sweep_bfloat16,
+    torch.float16: loops.sweep_float16,
+}

@@ -1,0 +1,92 @@
+"""The packed row a kernel adds to: where each count and each real of a tensor stands.
+
+A row is int64 [COUNTS] beside float64 [REALS]. Rows add up column by column (amax by maximum, amin
+by minimum), so calls, micro-batches and ranks merge in any order.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from numwatch.stats.binades import BINADE_MAX, BINADE_MIN
+from numwatch.stats.tensor_stats import TensorStats
+
+BINADES = BINADE_MAX - BINADE_MIN + 1
+"""Columns [0, BINADES) count the binades BINADE_MIN ... BINADE_MAX."""
+ZEROS, NANS, POSINFS, NEGINFS, POW2S, NUMEL, CALLS = range(BINADES, BINADES + 7)
+COUNTS = CALLS + 1
+"""Columns of the integer part."""
+AMAX, AMIN, SUM, SUMSQ = range(4)
+REALS = SUMSQ + 1
+"""Columns of the real part."""
+
+Counts = npt.NDArray[np.int64]
+Reals = npt.NDArray[np.float64]
+
+
+def new_rows(n: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Returns n empty rows: int64 [n, COUNTS] and float64 [n, REALS].
+
+    They can be written in and out of inference mode, wherever they are made.
+    """
+    with torch.inference_mode(mode=False):
+        counts = torch.empty(n, COUNTS, dtype=torch.int64, device=device)
+        reals = torch.empty(n, REALS, dtype=torch.float64, device=device)
+    reset_rows(counts, reals)
+    return counts, reals
+
+
+def reset_rows(counts: Tensor, reals: Tensor) -> None:
+    """Empties rows [..., COUNTS] and [..., REALS] in place; the empty row has amin inf."""
+    counts.zero_()
+    reals.zero_()
+    reals[..., AMIN] = torch.inf
+
+
+def merge_rows(counts: Tensor, reals: Tensor, more_counts: Tensor, more_reals: Tensor) -> None:
+    """Adds rows [..., COUNTS] and [..., REALS] to others of the same shape, in place."""
+    counts += more_counts
+    reals[..., AMAX] = torch.maximum(reals[..., AMAX], more_reals[..., AMAX])
+    reals[..., AMIN] = torch.minimum(reals[..., AMIN], more_reals[..., AMIN])
+    reals[..., SUM:] += more_reals[..., SUM:]
+
+
+def unpack_row(counts: Counts, reals: Reals, dtype: str | None = None) -> TensorStats:
+    """Returns what one row [COUNTS] and [REALS] says; of an amax-only row just numel and amax."""
+    binades = counts[:BINADES]
+    filled = np.flatnonzero(binades)
+    first, end = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (-BINADE_MIN, 0)
+    return TensorStats(
+        numel=int(counts[NUMEL]),
+        zeros=int(counts[ZEROS]),
+        nans=int(counts[NANS]),
+        posinfs=int(counts[POSINFS]),
+        neginfs=int(counts[NEGINFS]),
+        pow2s=int(counts[POW2S]),
+        amax=float(reals[AMAX]),
+        amin=float(reals[AMIN]),
+        sum=float(reals[SUM]),
+        sumsq=float(reals[SUMSQ]),
+        binade_first=first + BINADE_MIN,
+        binades=tuple(binades[first:end].tolist()),
+        dtype=dtype,
+    )
+
+
+def pack_row(stats: TensorStats, calls: int = 1) -> tuple[Counts, Reals]:
+    """Returns the row [COUNTS] and [REALS] that `unpack_row` reads; `blocks` has no place there."""
+    counts = np.zeros(COUNTS, dtype=np.int64)
+    first = stats.binade_first - BINADE_MIN
+    counts[first : first + len(stats.binades)] = stats.binades
+    counts[ZEROS:COUNTS] = (
+        stats.zeros,
+        stats.nans,
+        stats.posinfs,
+        stats.neginfs,
+        stats.pow2s,
+        stats.numel,
+        calls,
+    )
+    reals = np.array((stats.amax, stats.amin, stats.sum, stats.sumsq), dtype=np.float64)
+    return counts, reals

@@ -1,0 +1,97 @@
+"""Rounding errors predicted from the binade histogram, without the tensor.
+
+Each binade is replaced by points spread over it as its neighbours' counts suggest, and these are
+really rounded. The tensor must be finer than the format: of one that already is in that format
+all errors are 0, which a histogram can't know.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from numwatch.formats import get_format, round_to_format
+from numwatch.stats.cuts import binade_ends, binade_slope, check_scale
+
+if TYPE_CHECKING:
+    from numwatch.stats.tensor_stats import AnyFormat, TensorStats
+
+Floats = npt.NDArray[np.float64]
+
+_POINTS = 256
+_SMALLEST_SUMSQ = 1e-280
+"""Below it squares of FP64 elements have underflowed."""
+_GOLDEN = (math.sqrt(5) - 1) / 2
+"""Its multiples, modulo 1, spread out evenly."""
+
+
+def median_relative_error(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0) -> float:
+    """Returns the median of |rounded - x| / |x| over the finite non-zero elements, predicted.
+
+    A flushed element has error 1. NaN where there are no elements.
+    """
+    points, weights, errors = _rounded_points(stats, fmt, scale)
+    if not len(points):
+        return math.nan
+    relative = errors / points
+    order = np.argsort(relative)
+    reached = np.cumsum(weights[order])
+    return float(relative[order[np.searchsorted(reached, reached[-1] / 2)]])
+
+
+def sqnr(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0) -> float:
+    """Returns 10 log10(sum x^2 / sum (rounded - x)^2) in dB, predicted.
+
+    The signal is exact but for FP64 tensors whose squares FP64 can't hold. Dominated by the largest
+    elements: it says nothing about a gradient's flushed tail. NaN where there are no elements.
+    """
+    points, weights, errors = _rounded_points(stats, fmt, scale)
+    if not len(points):
+        return math.nan
+    # Relative to amax, so that squares neither overflow nor underflow.
+    with np.errstate(over="ignore"):  # E8M0 has no zero: its errors may be of any size.
+        noise = float(np.sum(weights * (errors / stats.amax) ** 2))
+    if _SMALLEST_SUMSQ < stats.sumsq < math.inf:
+        signal = stats.sumsq / stats.amax / stats.amax
+    else:
+        signal = float(np.sum(weights * (points / stats.amax) ** 2))
+    if noise in (0.0, math.inf):
+        return math.inf if noise == 0.0 else -math.inf
+    return 10 * math.log10(signal / noise)
+
+
+def _rounded_points(
+    stats: TensorStats, fmt: AnyFormat, scale: float
+) -> tuple[Floats, Floats, Floats]:
+    """Magnitudes that stand for the tensor, how many elements each, and their rounding errors."""
+    check_scale(scale)
+    points, weights = _points(stats)
+    rounded = round_to_format(torch.from_numpy(points), get_format(fmt), scale=scale)
+    return points, weights, np.abs(rounded.numpy() - points)
+
+
+def _points(stats: TensorStats) -> tuple[Floats, Floats]:
+    """Magnitudes that stand for the tensor and how many elements each; amax is one of them.
+
+    `_POINTS` to a filled binade, evenly spaced in log2. Where they start differs from binade to
+    binade, or they would meet the same place of the format's grid in each.
+    """
+    if not stats.binades:
+        return np.empty(0), np.empty(0)
+    points, weights = [np.array([stats.amax])], [np.array([1.0])]
+    last = len(stats.binades) - 1
+    for i, count in enumerate(stats.binades):
+        others = count - (i == last)
+        if others:
+            binade = stats.binade_first + i
+            low, high = binade_ends(stats, binade)
+            width = math.log2(high / low)
+            places = (np.arange(_POINTS) + i * _GOLDEN % 1) / _POINTS
+            density = np.exp(binade_slope(stats, binade) * width * places)
+            points.append(low * np.exp2(width * places))
+            weights.append(others * density / density.sum())
+    return np.concatenate(points), np.concatenate(weights)

@@ -1,0 +1,94 @@
+"""From any tensor a user may have to a flat dense one, without copying where that is possible."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from numwatch.errors import NumwatchError
+from numwatch.stats.dtypes import dtype_name, is_watched_dtype
+
+
+class NotWatchedError(NumwatchError, TypeError):
+    """A tensor whose statistics numwatch does not take: integers, bools, complex, no data."""
+
+
+def dense(x: Tensor) -> tuple[Tensor, int]:
+    """Returns x's elements as a flat contiguous detached tensor, and how many zeros it leaves out.
+
+    The order of elements is that of memory, not of indices. A DTensor gives its local shard; a
+    sparse tensor its values, the zeros it does not store being left out (duplicate entries of an
+    uncoalesced one are added up first); a wrapping subclass what it dequantises to.
+
+    Returns:
+        A plain 1-D tensor of a watched dtype, sharing x's memory where x is dense and without
+        overlap, and the number of elements of x that are zero by not being stored.
+
+    Raises:
+        NotWatchedError: If the dtype is not watched, or there is no data (a meta tensor).
+    """
+    x = plain(x)
+    left_out = 0
+    if x.layout is not torch.strided:
+        x, left_out = _stored(x)
+    if x.is_neg():
+        x = x.resolve_neg()
+    return _flat(x), left_out
+
+
+def plain(x: Tensor) -> Tensor:
+    """Returns x as a detached `torch.Tensor` of a watched dtype: no subclass, no shards."""
+    x = x.detach()
+    if type(x) is not Tensor:
+        x = _unwrapped(x)
+    if not is_watched_dtype(x.dtype):
+        raise NotWatchedError(
+            f"statistics are taken of float32, float64, float16, bfloat16 and float8 tensors; "
+            f"got {dtype_name(x.dtype)}: convert it first"
+        )
+    if x.is_meta:
+        raise NotWatchedError("statistics need data; got a tensor on the meta device")
+    return x
+
+
+def _unwrapped(x: Any) -> Tensor:
+    # By what they offer, not by class: DTensor, then async results, then quantised wrappers.
+    for method in ("to_local", "wait"):
+        if hasattr(x, method):
+            x = getattr(x, method)()
+    if x.is_nested:
+        x = torch.cat([part.detach().reshape(-1) for part in x.unbind()])
+    if hasattr(x, "__tensor_flatten__"):
+        x = _dequantised(x)
+    plain_tensor: Tensor = x.detach().as_subclass(Tensor)
+    return plain_tensor
+
+
+def _dequantised(x: Any) -> Any:
+    for method in ("to_original_precision", "dequantize"):
+        if hasattr(type(x), method):
+            try:
+                return getattr(x, method)()
+            except (NotImplementedError, RuntimeError):
+                continue
+    raise NotWatchedError(f"a {type(x).__name__} offers no plain tensor; dequantise it first")
+
+
+def _stored(x: Tensor) -> tuple[Tensor, int]:
+    """The values a sparse tensor stores, and the number of zeros it does not."""
+    if x.layout is torch.sparse_coo:
+        values = x.coalesce().values()
+    elif x.layout in (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc):
+        values = x.values()
+    else:
+        return x.to_dense(), 0
+    return values, x.numel() - values.numel()
+
+
+def _flat(x: Tensor) -> Tensor:
+    if x.is_contiguous():
+        return x if x.dim() == 1 else x.view(-1)
+    # Largest stride first: where nothing overlaps and nothing is skipped (transposed,
+    # channels-last) that order is contiguous. Elsewhere it is the best order to copy in.
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    return x.permute(order).reshape(-1)

@@ -1,0 +1,1 @@
+"""Where numbers are caught: modules, parameters, optimizers, the scaler."""

@@ -1,0 +1,46 @@
+"""The memory the rows of a step stand in: one piece a device, so that one copy takes it away."""
+
+import torch
+from torch import Tensor
+
+from numwatch.stats.layout import COUNTS, REALS, reset_rows
+
+CAST_SCALE, CAST_FLUSHED, CAST_SATURATED, CAST_CALLS = range(4)
+"""Columns of what a library's own casts did: the last scale, and sums over the step."""
+_CASTS = CAST_CALLS + 1
+
+
+class Buffers:
+    """The rows of n slots on one device.
+
+    Attributes:
+        packed: int64 [n * columns], all of it; FP64 columns share its memory bit for bit.
+        counts: A view int64 [COUNTS] for each slot.
+        reals: A view float64 [REALS] for each slot.
+        casts: A view float64 [4] for each slot.
+    """
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        with torch.inference_mode(mode=False):
+            self.packed = torch.empty(
+                n * (COUNTS + REALS + _CASTS), dtype=torch.int64, device=device
+            )
+        self._parts = split(self.packed, n)
+        self.counts, self.reals, self.casts = (part.unbind() for part in self._parts)
+        self.reset()
+
+    def reset(self) -> None:
+        """Empties every row in place."""
+        counts, reals, casts = self._parts
+        reset_rows(counts, reals)
+        casts.zero_()
+
+
+def split(packed: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns views of packed rows: counts [n, COUNTS], reals [n, REALS], casts [n, 4]."""
+    counts, reals, casts = packed.split([n * COUNTS, n * REALS, n * _CASTS])
+    return (
+        counts.view(n, COUNTS),
+        reals.view(torch.float64).view(n, REALS),
+        casts.view(torch.float64).view(n, _CASTS),
+    )

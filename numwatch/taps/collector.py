@@ -1,0 +1,174 @@
+"""Where hooks bring tensors: each is passed over once and adds to its slot's row, on its device."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from numwatch.snapshot import GRADIENT_ROLES, Cast, Rows, SlotInfo, format_of_dtype
+from numwatch.stats import accumulate, accumulate_amax, is_watched_dtype, merge_rows
+from numwatch.stats.layout import CALLS
+from numwatch.taps.buffers import (
+    CAST_CALLS,
+    CAST_FLUSHED,
+    CAST_SATURATED,
+    CAST_SCALE,
+    Buffers,
+    split,
+)
+from numwatch.taps.float8 import float8_casts
+from numwatch.taps.gate import Gate, Mode
+from numwatch.taps.parcel import Parcel
+from numwatch.taps.selection import Tap
+
+Array = npt.NDArray[Any]
+
+
+class Collector:
+    """The rows of all slots in the step under way."""
+
+    def __init__(self, taps: Sequence[Tap], slots: Sequence[SlotInfo], gate: Gate) -> None:
+        self._slots = list(slots)
+        self._gate = gate
+        self._known: tuple[SlotInfo, ...] | None = None
+        self._order = 0
+        self._buffers: dict[torch.device, Buffers] = {}
+        self._casts = {
+            tap.slots[role]: cast
+            for tap in taps
+            for role, cast in (float8_casts(tap.module) or {}).items()
+            if role in tap.slots
+        }
+        self._cast_formats: dict[int, str] = {}
+        # GEMM modules compute in autocast's dtype, which only their forward can tell.
+        self._gemms = {index: tap.path for tap in taps if tap.gemm for index in tap.slots.values()}
+        self._compute_formats: dict[str, str | None] = {}
+
+    @property
+    def slots(self) -> tuple[SlotInfo, ...]:
+        """The slots with what has been learnt of their tensors so far.
+
+        The same object until something new is learnt.
+        """
+        if self._known is None:
+            self._known = tuple(
+                replace(slot, format=self._format_of(index, slot)) if slot.dtype else slot
+                for index, slot in enumerate(self._slots)
+            )
+        return self._known
+
+    def see(self, index: int, tensor: Tensor, tap: Tap) -> None:
+        """Adds a tensor to its slot's row. Integers and bools are passed by: they have no range."""
+        if not is_watched_dtype(tensor.dtype):
+            return
+        tensor = tensor.detach()
+        buffers = self._buffers.get(tensor.device)
+        if buffers is None:
+            buffers = self._buffers[tensor.device] = Buffers(len(self._slots), tensor.device)
+        if self._gate.mode is Mode.FULL:
+            accumulate(tensor, buffers.counts[index], buffers.reals[index])
+            if index in self._casts:
+                self._see_cast(index, tensor, buffers.casts[index])
+        else:
+            accumulate_amax(tensor, buffers.counts[index], buffers.reals[index])
+        if self._slots[index].dtype is None:
+            self._learn(index, tensor, tap)
+
+    def send(self) -> "SentRows":
+        """Sends the rows to the host in one packed copy a device, and starts empty ones."""
+        parcel = Parcel([buffers.packed for buffers in self._buffers.values()])
+        for buffers in self._buffers.values():
+            buffers.reset()
+        full = self._gate.mode is Mode.FULL
+        return SentRows(parcel, self._slots, dict(self._cast_formats), full=full)
+
+    def discard(self) -> None:
+        """Drops the rows of a step that will not be finished."""
+        for buffers in self._buffers.values():
+            buffers.reset()
+
+    def _see_cast(self, index: int, tensor: Tensor, row: Tensor) -> None:
+        name, scale, flushed, saturated = self._casts[index](tensor)
+        self._cast_formats[index] = name
+        row[CAST_SCALE] = scale
+        row[CAST_FLUSHED] += flushed
+        row[CAST_SATURATED] += saturated
+        row[CAST_CALLS] += 1
+
+    def _learn(self, index: int, tensor: Tensor, tap: Tap) -> None:
+        self._known = None
+        slot = self._slots[index] = replace(
+            self._slots[index],
+            shape=tuple(tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            order=self._order,
+        )
+        self._order += 1
+        device = tensor.device.type
+        if slot.role in ("input", "output") and torch.is_autocast_enabled(device):
+            dtype = str(torch.get_autocast_dtype(device))
+            self._compute_formats.setdefault(tap.path, format_of_dtype(dtype))
+
+    def _format_of(self, index: int, slot: SlotInfo) -> str | None:
+        if index in self._cast_formats:
+            return self._cast_formats[index]
+        gemm = self._gemms.get(index)
+        if gemm in self._compute_formats:
+            return self._compute_formats[gemm]
+        return format_of_dtype(slot.dtype) if slot.dtype else None
+
+
+class SentRows:
+    """The rows of a finished step, on their way."""
+
+    def __init__(
+        self,
+        parcel: Parcel,
+        slots: Sequence[SlotInfo],
+        cast_formats: dict[int, str],
+        *,
+        full: bool,
+    ) -> None:
+        self.parcel = parcel
+        self._names = [slot.slot for slot in slots]
+        self._scaled = np.array([slot.role in GRADIENT_ROLES for slot in slots], dtype=bool)
+        self._cast_formats = cast_formats
+        self._full = full
+
+    def rows(self, loss_scale: float) -> Rows:
+        """Unpacks the rows once they have arrived, leaving out slots that saw nothing."""
+        counts, reals, casts = self._merged()
+        seen = np.flatnonzero(counts[:, CALLS])
+        return Rows(
+            slots=tuple(self._names[i] for i in seen),
+            counts=counts[seen],
+            reals=reals[seen],
+            loss_scales=np.where(self._scaled[seen], loss_scale, 1.0),
+            casts=tuple(self._cast(int(i), casts[i]) for i in seen),
+            full=self._full,
+        )
+
+    def _merged(self) -> tuple[Array, Array, Array]:
+        n = len(self._names)
+        devices = [split(packed, n) for packed in self.parcel.tensors()]
+        if not devices:
+            devices = [split(Buffers(n, torch.device("cpu")).packed, n)]
+        counts, reals, casts = devices[0]
+        for more_counts, more_reals, more_casts in devices[1:]:
+            merge_rows(counts, reals, more_counts, more_reals)
+            casts += more_casts  # a slot's casts run on one device, the others hold zeros
+        return counts.numpy(), reals.numpy(), casts.numpy()
+
+    def _cast(self, index: int, row: Array) -> Cast | None:
+        if not row[CAST_CALLS]:
+            return None
+        return Cast(
+            self._cast_formats[index],
+            scale=float(row[CAST_SCALE]),
+            flushed=int(row[CAST_FLUSHED]),
+            saturated=int(row[CAST_SATURATED]),
+        )

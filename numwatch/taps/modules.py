@@ -1,0 +1,114 @@
+"""Hooks on modules: their inputs and outputs, and the gradients of both."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from numwatch.taps.collector import Collector
+from numwatch.taps.gate import Gate
+from numwatch.taps.hooks import Hook, in_backward, tensors_in
+from numwatch.taps.selection import PARAMETER_ROLES, Tap, weight_of
+
+
+def attach_modules(taps: Sequence[Tap], gate: Gate, collector: Collector) -> list[RemovableHandle]:
+    """Hooks every tapped module for the whole fit; the gate decides step by step what they do."""
+    handles = []
+    for tap in taps:
+        if tap.aliases_input:
+            handles.append(tap.module.register_forward_pre_hook(_AliasInput(tap, gate, collector)))
+        if not tap.slots.keys() <= set(PARAMETER_ROLES):
+            handles.append(
+                tap.module.register_forward_hook(_Forward(tap, gate, collector), with_kwargs=True)
+            )
+        weight = weight_of(tap.module)
+        if "grad_weight" in tap.slots and weight is not None and weight.requires_grad:
+            # Seen on its way into `.grad`: each micro-batch of a window adds its own gradient.
+            gradient = _Gradient(tap.slots["grad_weight"], tap, gate, collector)
+            handles.append(weight.register_hook(gradient))
+    return handles
+
+
+class _AliasInput(Hook):
+    """Gives a GEMM its input through a view of its own.
+
+    A tensor hook on the input itself would see the sum over all its consumers (q, k, v and the
+    residual); on the view it sees this module's share, the result of its dgrad GEMM. A view adds
+    no arithmetic, so the training stays bitwise the same.
+    """
+
+    def __init__(self, tap: Tap, gate: Gate, collector: Collector) -> None:
+        self._gate, self._collector = gate, collector
+        self._index, self._tap = tap.slots["grad_input"], tap
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self._gate.mode or not args:
+            return None
+        x = args[0]
+        if type(x) is not Tensor or not x.requires_grad or not torch.is_grad_enabled():
+            return None
+        changed = None
+        with self._gate.watching():
+            alias = x.view_as(x)
+            alias.register_hook(_Gradient(self._index, self._tap, self._gate, self._collector))
+            changed = (alias, *args[1:])
+        return changed  # noqa: RET504  # an error inside `watching` leaves it None
+
+
+class _Forward(Hook):
+    """Sees a module's inputs and outputs, and hooks the gradients of its outputs."""
+
+    def __init__(self, tap: Tap, gate: Gate, collector: Collector) -> None:
+        self._tap, self._gate, self._collector = tap, gate, collector
+        slots = tap.slots
+        self._input, self._output = slots.get("input"), slots.get("output")
+        self._grad_output = slots.get("grad_output")
+        self._grad_input = None if tap.aliases_input else slots.get("grad_input")
+
+    def __call__(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+    ) -> None:
+        if not self._gate.mode:
+            return
+        with self._gate.watching():
+            # Activation checkpointing runs the forward again inside backward. Its numbers are
+            # known already; only reentrant checkpoints need its gradient hooks.
+            first = not in_backward()
+            self._each((args, kwargs), self._input if first else None, self._grad_input)
+            self._each(output, self._output if first else None, self._grad_output)
+
+    def _each(self, value: object, forward: int | None, gradient: int | None) -> None:
+        if forward is None and gradient is None:
+            return
+        for tensor in tensors_in(value):
+            if forward is not None:
+                self._collector.see(forward, tensor, self._tap)
+            if gradient is not None and tensor.requires_grad:
+                hook = _Gradient(gradient, self._tap, self._gate, self._collector)
+                (_base_of(tensor) if self._tap.gemm else tensor).register_hook(hook)
+
+
+def _base_of(output: Tensor) -> Tensor:
+    """Returns the tensor a GEMM's output is a reshaped view of, or the output itself.
+
+    `linear` views its 2-D product as the batch's shape. An in-place activation on a view rebases
+    autograd's history onto the base, and a hook on the view would never fire.
+    """
+    base = output._base  # noqa: SLF001  # documented with torch's tensor views
+    if base is None or base.numel() != output.numel() or not base.requires_grad:
+        return output
+    return base
+
+
+class _Gradient(Hook):
+    """Sees a tensor's gradient when autograd has it, scaled by the loss scale as it is."""
+
+    def __init__(self, index: int, tap: Tap, gate: Gate, collector: Collector) -> None:
+        self._index, self._tap, self._gate, self._collector = index, tap, gate, collector
+
+    def __call__(self, gradient: Tensor) -> None:
+        if self._gate.mode:
+            with self._gate.watching():
+                self._collector.see(self._index, gradient, self._tap)

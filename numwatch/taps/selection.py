@@ -1,0 +1,171 @@
+"""Which modules are watched, in which roles."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from numwatch.errors import near
+from numwatch.snapshot import ROLES, SlotInfo
+
+PARAMETER_ROLES = ("weight", "grad_weight")
+
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+_GEMMS = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.MultiheadAttention,
+    nn.modules.conv._ConvNd,  # noqa: SLF001  # the common base of all convolutions
+)
+# GEMM modules of libraries that do not derive from torch's own.
+_GEMM_NAMES = frozenset({"Conv1D", "LayerNormLinear", "GroupedLinear"})
+
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.modules.batchnorm._NormBase,  # noqa: SLF001  # the common base of batch and instance norms
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tap:
+    """A watched module, with the slot index of each role watched on it.
+
+    Attributes:
+        module: The module.
+        path: Its path in the unwrapped model.
+        slots: Slot index by role.
+        gemm: Whether it is a matrix product, which computes in autocast's dtype.
+    """
+
+    module: nn.Module
+    path: str
+    gemm: bool
+    slots: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def aliases_input(self) -> bool:
+        """Whether `grad_input` is seen on a view of the input made for this module alone."""
+        several = isinstance(self.module, (nn.MultiheadAttention, nn.Bilinear))
+        return self.gemm and not several and "grad_input" in self.slots
+
+
+def select(
+    model: nn.Module,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> tuple[list[Tap], list[SlotInfo]]:
+    """Chooses the slots of a model.
+
+    By default every GEMM module (`Linear`, convolutions, their float8 kin, attention
+    projections) in all roles, and the outputs of embeddings and norms.
+
+    Args:
+        model: The model; its root module itself is never watched.
+        include: Globs that replace the default: `blocks.*` takes every role of the modules that
+            match, `blocks.*:grad_output` one role.
+        exclude: Globs of the same form, taken away afterwards.
+
+    Returns:
+        The modules to tap, and the slots in the order of their indices.
+
+    Warns:
+        UserWarning: A glob matches nothing; near names are given.
+    """
+    include_globs = _globs(include, "include")
+    exclude_globs = _globs(exclude, "exclude")
+    taps: list[Tap] = []
+    slots: list[SlotInfo] = []
+    owned: set[tuple[int, str]] = set()
+    for wrapped_path, module in model.named_modules():
+        path = clean_path(wrapped_path)
+        gemm = is_gemm(module)
+        tap = Tap(module, path, gemm)
+        weight = weight_of(module)
+        for role in ROLES:
+            wanted = (
+                _matches(include_globs, path, role)
+                if include_globs
+                else gemm or (role == "output" and is_norm_or_embedding(module))
+            )
+            if not path or not wanted or _matches(exclude_globs, path, role):
+                continue
+            if role in PARAMETER_ROLES:
+                if weight is None or (id(weight), role) in owned:
+                    continue  # a shared weight is watched where it is met first
+                owned.add((id(weight), role))
+            tap.slots[role] = len(slots)
+            slots.append(SlotInfo(f"{path}:{role}", path, role, type(module).__name__))
+        if tap.slots:
+            taps.append(tap)
+    paths = [clean_path(path) for path, _ in model.named_modules() if path]
+    for globs in (include_globs, exclude_globs):
+        for glob in globs:
+            if not glob.hit:
+                warnings.warn(_no_match(glob, paths), UserWarning, stacklevel=3)
+    return taps, slots
+
+
+def clean_path(path: str) -> str:
+    """Returns a module path without what compile, FSDP and checkpoint wrappers add to it."""
+    for wrapper in _WRAPPERS:
+        path = path.replace(wrapper, "").removesuffix(wrapper[:-1]).removesuffix(".")
+    return path
+
+
+def is_gemm(module: nn.Module) -> bool:
+    """Whether the module is a matrix product with weights."""
+    return isinstance(module, _GEMMS) or type(module).__name__ in _GEMM_NAMES
+
+
+def is_norm_or_embedding(module: nn.Module) -> bool:
+    """Whether the module is an embedding or a norm, by class or by its library's naming."""
+    name = type(module).__name__
+    return isinstance(module, _EMBEDDINGS + _NORMS) or name.endswith(("LayerNorm", "RMSNorm"))
+
+
+def weight_of(module: nn.Module) -> nn.Parameter | None:
+    """Returns the parameter that a module's `weight` role is about, or None."""
+    for name in ("weight", "in_proj_weight"):
+        parameter = getattr(module, name, None)
+        if isinstance(parameter, nn.Parameter):
+            return parameter
+    return None
+
+
+@dataclass
+class _Glob:
+    text: str
+    argument: str
+    hit: bool = False
+
+    def matches(self, path: str, role: str) -> bool:
+        module_glob, _, role_glob = self.text.partition(":")
+        matched = fnmatchcase(path, module_glob) and fnmatchcase(role, role_glob or "*")
+        self.hit = self.hit or matched
+        return matched
+
+
+def _globs(texts: Sequence[str] | None, argument: str) -> list[_Glob]:
+    if isinstance(texts, str):
+        texts = [texts]
+    return [_Glob(text, argument) for text in texts or ()]
+
+
+def _matches(globs: Iterable[_Glob], path: str, role: str) -> bool:
+    matched = [glob.matches(path, role) for glob in globs]  # every glob must learn of its hit
+    return any(matched)
+
+
+def _no_match(glob: _Glob, paths: Sequence[str]) -> str:
+    module_glob, _, role_glob = glob.text.partition(":")
+    if role_glob and not any(fnmatchcase(role, role_glob) for role in ROLES):
+        hint = near(role_glob, ROLES) or f"; roles are {', '.join(ROLES)}"
+    else:
+        hint = near(module_glob, paths)
+    return f"numwatch: {glob.argument}={glob.text!r} matches no module and role{hint}"

@@ -1,0 +1,104 @@
+import warnings
+
+import pytest
+from torch import nn
+
+from numwatch.snapshot import ROLES
+from numwatch.taps.selection import clean_path, select
+
+
+def names(model, **globs):
+    return {slot.slot for slot in select(model, **globs)[1]}
+
+
+def model():
+    return nn.Sequential(
+        nn.Embedding(10, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), nn.Conv1d(8, 8, 1)
+    )
+
+
+def test_default_is_gemms_in_all_roles_and_outputs_of_embeddings_and_norms():
+    expected = {"0:output", "1:output"} | {f"{gemm}:{role}" for gemm in "24" for role in ROLES}
+    assert names(model()) == expected
+
+
+def test_norm_of_another_library_is_known_by_its_name():
+    class LlamaRMSNorm(nn.Module):
+        pass
+
+    assert names(nn.Sequential(LlamaRMSNorm())) == {"0:output"}
+
+
+def test_include_replaces_the_default_and_exclude_takes_away():
+    assert names(model(), include=["2:grad_*", "3"]) == {
+        "2:grad_output",
+        "2:grad_input",
+        "2:grad_weight",
+        "3:input",
+        "3:output",
+        "3:grad_output",
+        "3:grad_input",
+    }
+    assert names(model(), exclude=["2", "4:*weight", "0:output"]) == {
+        "1:output",
+        "4:input",
+        "4:output",
+        "4:grad_output",
+        "4:grad_input",
+    }
+
+
+@pytest.mark.parametrize(
+    ("globs", "text"),
+    [
+        (
+            {"include": ["blocks.*.fcc"]},
+            r"include='blocks.\*.fcc' matches no .*did you mean '.*fc'",
+        ),
+        ({"exclude": ["*:gradoutput"]}, r"exclude='\*:gradoutput'.*did you mean 'grad_output'"),
+        ({"exclude": ["zzzzzz"]}, r"exclude='zzzzzz' matches no module and role$"),
+    ],
+)
+def test_mistyped_glob_warns_and_names_near_ones(globs, text):
+    net = nn.ModuleDict({"blocks": nn.Sequential(nn.ModuleDict({"fc": nn.Linear(4, 4)}))})
+    with pytest.warns(UserWarning, match=text):
+        select(net, **globs)
+
+
+def test_glob_that_matches_does_not_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        select(model(), include=["2", "*:output"], exclude="3")
+
+
+def test_shared_weight_has_one_slot_and_an_embedding_does_not_take_it():
+    net = nn.ModuleDict({"embed": nn.Embedding(8, 4), "head": nn.Linear(4, 8, bias=False)})
+    net["head"].weight = net["embed"].weight
+    net["again"] = nn.Linear(4, 8, bias=False)
+    net["again"].weight = net["head"].weight
+    slots = names(net)
+    assert {"head:weight", "head:grad_weight"} <= slots
+    assert not {"again:weight", "again:grad_weight", "embed:weight"} & slots
+
+
+def test_root_is_not_watched():
+    assert names(nn.Linear(4, 4)) == set()
+
+
+def test_attention_projections_are_watched():
+    slots = names(nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)}))
+    assert {"attention:weight", "attention:grad_weight", "attention.out_proj:weight"} <= slots
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "clean"),
+    [
+        ("_orig_mod.blocks.0", "blocks.0"),
+        ("blocks.0._fsdp_wrapped_module.fc", "blocks.0.fc"),
+        ("blocks.0._checkpoint_wrapped_module", "blocks.0"),
+        ("_orig_mod", ""),
+        ("a.b", "a.b"),
+    ],
+)
+def test_wrappers_leave_no_trace_in_paths(wrapped, clean):
+    assert clean_path(wrapped) == clean

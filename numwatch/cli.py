@@ -1,0 +1,151 @@
+"""The command `numwatch`."""
+
+import json
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from numwatch.errors import NumwatchError
+
+# Newer versions of typer bring a click of their own.
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+_BAD_INPUT = 2
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="numwatch",
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def main() -> None:
+    """Runs the command; bad input gives one line on standard error and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except _USAGE_ERROR as error:
+        code = _refuse(f"{error.format_message()} (see `numwatch --help`)")
+    except NumwatchError as error:
+        code = _refuse(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        code = _INTERRUPTED
+    except BrokenPipeError:
+        # `numwatch report | head`: nobody reads on, which is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def numwatch(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print numwatch's version.", is_eager=True)
+    ] = False,
+) -> None:
+    """Watches the numbers of a training run in FP16, BF16 or FP8, and says what it saw.
+
+    Add `NumericsMonitor()` from `numwatch.callbacks` to a Lightning Trainer, train, then:
+
+        numwatch report lightning_logs/version_0
+
+    Nothing to watch at hand? `numwatch demo` trains a small GPT in real FP16.
+    """
+    if show_version:
+        typer.echo(f"numwatch {version('numwatch')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def report(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The run's log directory, its folder `numwatch`, or any directory above just one."
+        ),
+    ],
+    as_json: _Json = False,
+    epoch: Annotated[
+        int | None, typer.Option(help="Just this epoch; the whole run by default.")
+    ] = None,
+    worst: Annotated[int, typer.Option(min=1, help="How many tensors to show.")] = 12,
+) -> None:
+    """Print what a run's tensors looked like, the worst ones first.
+
+    Reads the record alone, so it works while the run is under way, after a crash, and years later.
+    """
+    from numwatch.record import open_run
+    from numwatch.report import print_summary, summarize
+    from numwatch.report.summary import epochs
+
+    record = open_run(run)
+    if epoch is not None and epoch not in (known := epochs(record)):
+        held = f"epochs {known[0]} to {known[-1]}" if known else "none"
+        raise NumwatchError(f"no epoch {epoch} in {record.path}: the record holds {held}")
+    summary = summarize(record, epoch=epoch, worst=worst)
+    if as_json:
+        _print_json(summary.as_dict())
+    else:
+        print_summary(summary, Console())
+
+
+@app.command()
+def formats(as_json: _Json = False) -> None:
+    """Print the number formats numwatch knows, with their ranges and where they flush to zero."""
+    from numwatch.formats import format_rows
+
+    if as_json:
+        _print_json(format_rows())
+        return
+    from numwatch.report.formats_table import format_lines
+    from numwatch.report.terminal import print_line
+
+    console = Console()
+    for line in format_lines(format_rows()):
+        print_line(line, console)
+
+
+@app.command()
+def demo(
+    precision: Annotated[
+        str,
+        typer.Option(help="16-mixed, bf16-mixed, 16-true, bf16-true, fp8 or 32-true."),
+    ] = "16-mixed",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps; by default what fits in minutes.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Where the run's logs and record go.")] = Path(
+        "demo-run"
+    ),
+) -> None:
+    """Train a small GPT on text that comes with Python, watched, and print the report.
+
+    On a CPU `16-mixed` is real FP16 autocast with a real gradient scaler.
+    """
+    from numwatch.demo import run_demo
+
+    chosen = {} if steps is None else {"steps": steps}
+    run_demo(precision=precision, device=device, out=out, **chosen)
+
+
+def _print_json(content: object) -> None:
+    typer.echo(json.dumps(content, indent=2, allow_nan=False))
+
+
+def _refuse(text: str) -> int:
+    typer.echo(f"numwatch: {' '.join(text.split())}", err=True)
+    return _BAD_INPUT
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What is kept: the record of a run on disk, written by `Recorder` and read by `Run`."""
+
+from numwatch.record.errors import RecordError
+from numwatch.record.events import events_of
+from numwatch.record.recorder import Recorder
+from numwatch.record.run import Run, open_run
+from numwatch.record.schema import RECORD_FOLDER, SCHEMA_VERSION, STEPS, TENSORS, UPDATES
+from numwatch.record.unpack import iter_rows, row_cast, row_stats
+
+__all__ = [
+    "RECORD_FOLDER",
+    "SCHEMA_VERSION",
+    "STEPS",
+    "TENSORS",
+    "UPDATES",
+    "RecordError",
+    "Recorder",
+    "Run",
+    "events_of",
+    "iter_rows",
+    "open_run",
+    "row_cast",
+    "row_stats",
+]

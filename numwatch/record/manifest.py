@@ -1,0 +1,120 @@
+"""The manifests: what a run was, one JSON file an attempt.
+
+The first attempt's file is `manifest.json`, a resumed run adds `manifest-001.json` and so on.
+Only the attempt's own process writes it, so no lock is needed on whatever file system.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numwatch.record.errors import RecordError
+from numwatch.record.schema import SCHEMA_VERSION
+
+_NAME = re.compile(r"manifest(?:-(\d{3,}))?\.json")
+
+Manifest = dict[str, Any]
+
+
+class NewerRecordError(RecordError):
+    """The record's schema is one this version does not know."""
+
+
+def manifest_path(directory: Path, attempt: int) -> Path:
+    """Returns where an attempt's manifest is."""
+    return directory / (f"manifest-{attempt:03d}.json" if attempt else "manifest.json")
+
+
+def attempts_in(directory: Path) -> list[int]:
+    """Returns the numbers of the attempts that have a manifest, rising."""
+    matches = (_NAME.fullmatch(path.name) for path in directory.iterdir())
+    return sorted(int(match[1] or 0) for match in matches if match)
+
+
+def claim_attempt(directory: Path, manifest: Mapping[str, Any]) -> int:
+    """Writes the manifest of the next attempt and returns that attempt's number.
+
+    Of several processes that call this at once each gets a number of its own.
+
+    Raises:
+        OSError: The directory can't be written to.
+    """
+    while True:
+        attempt = max(attempts_in(directory), default=-1) + 1
+        content = {"schema": SCHEMA_VERSION, "attempt": attempt, **manifest}
+        if _create(manifest_path(directory, attempt), content):
+            return attempt
+
+
+def rewrite(directory: Path, attempt: int, manifest: Mapping[str, Any]) -> None:
+    """Replaces an attempt's manifest; a reader sees the old or the new one whole."""
+    path = manifest_path(directory, attempt)
+    temporary = _write_temporary(path, {"schema": SCHEMA_VERSION, "attempt": attempt, **manifest})
+    temporary.replace(path)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Returns one attempt's manifest.
+
+    Raises:
+        RecordError: It can't be read, is damaged, or a newer numwatch wrote it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{path} can't be read as JSON ({_one_line(error)})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
+        raise RecordError(f"{path} is not a numwatch manifest: it names no schema version")
+    if content["schema"] > SCHEMA_VERSION:
+        raise NewerRecordError(
+            f"{path.parent} was written by a newer numwatch (schema {content['schema']}; this one "
+            f"reads up to {SCHEMA_VERSION}): upgrade numwatch to read it"
+        )
+    return content
+
+
+def check_version(directory: Path) -> None:
+    """Refuses a record that a newer numwatch wrote; a damaged manifest refuses nothing.
+
+    Raises:
+        NewerRecordError: An attempt's schema is newer than this version's.
+    """
+    for attempt in attempts_in(directory):
+        try:
+            read_manifest(manifest_path(directory, attempt))
+        except NewerRecordError:  # noqa: PERF203  # each manifest is judged alone
+            raise
+        except RecordError:
+            continue
+
+
+def _create(path: Path, content: Manifest) -> bool:
+    """Writes a new file whole; returns False where the file exists already."""
+    temporary = _write_temporary(path, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        # No hard links here (FAT, some network mounts): claim the name, then fill it.
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _write_temporary(path: Path, content: Manifest) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    return temporary
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,92 @@
+"""Snapshots as Arrow tables, column by column."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from numwatch.record.schema import STEPS, TENSORS
+from numwatch.snapshot import Rows, Snapshot, StepScalars
+from numwatch.stats import (
+    AMAX,
+    AMIN,
+    BINADES,
+    CALLS,
+    NANS,
+    NEGINFS,
+    NUMEL,
+    POSINFS,
+    POW2S,
+    SUM,
+    SUMSQ,
+    ZEROS,
+)
+from numwatch.stats.binades import BINADE_MIN
+
+_COUNTS = {"zeros": ZEROS, "nans": NANS, "posinfs": POSINFS, "neginfs": NEGINFS, "pow2s": POW2S}
+_REALS = {"amin": AMIN, "sum": SUM, "sumsq": SUMSQ}
+
+
+def steps_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
+    """Returns the `steps` rows of snapshots."""
+    columns: dict[str, list[object]] = {
+        "attempt": [attempt] * len(snapshots),
+        "step": [snapshot.step for snapshot in snapshots],
+    }
+    scalars = [asdict(snapshot.scalars) for snapshot in snapshots]
+    for field in fields(StepScalars):
+        columns[field.name] = [values[field.name] for values in scalars]
+    return pa.table(columns, schema=STEPS)
+
+
+def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
+    """Returns the `tensors` rows of snapshots that have rows, step by step."""
+    seen = [(snapshot.step, snapshot.rows) for snapshot in snapshots if snapshot.rows]
+    if not seen:
+        return TENSORS.empty_table()
+    all_rows = [rows for _, rows in seen]
+    lengths = [len(rows) for rows in all_rows]
+    counts = np.concatenate([rows.counts for rows in all_rows])
+    reals = np.concatenate([rows.reals for rows in all_rows])
+    amax_only = np.repeat([not rows.full for rows in all_rows], lengths)
+    first, binades = _binades(counts, amax_only)
+    columns = {
+        "attempt": np.full(len(counts), attempt, np.int32),
+        "step": np.repeat([step for step, _ in seen], lengths),
+        "slot": [slot for rows in all_rows for slot in rows.slots],
+        "calls": counts[:, CALLS],
+        "numel": counts[:, NUMEL],
+        "amax": reals[:, AMAX],
+        "loss_scale": np.concatenate([rows.loss_scales for rows in all_rows]),
+        "binade_first": pa.array(first, mask=amax_only),
+        "binades": binades,
+        **{name: pa.array(counts[:, at], mask=amax_only) for name, at in _COUNTS.items()},
+        **{name: pa.array(reals[:, at], mask=amax_only) for name, at in _REALS.items()},
+        **_casts(all_rows),
+    }
+    return pa.table(columns, schema=TENSORS)
+
+
+def _casts(all_rows: Sequence[Rows]) -> dict[str, list[object]]:
+    casts = [cast for rows in all_rows for cast in rows.casts]
+    names = ("format", "scale", "flushed", "saturated")
+    return {f"cast_{name}": [cast and getattr(cast, name) for cast in casts] for name in names}
+
+
+def _binades(
+    counts: npt.NDArray[np.int64], amax_only: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int16], pa.ListArray]:
+    """Trims the histograms at both ends; returns the first binade and the counts of each row."""
+    histograms = counts[:, :BINADES]
+    filled = histograms != 0
+    first = filled.argmax(axis=1)
+    end = np.where(filled.any(axis=1), BINADES - filled[:, ::-1].argmax(axis=1), first)
+    column = np.arange(BINADES)
+    kept = (column >= first[:, None]) & (column < end[:, None])
+    offsets = np.concatenate([[0], np.cumsum(end - first)]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(offsets, pa.array(histograms[kept]), mask=pa.array(amax_only))
+    # As in TensorStats, 0 stands where there is no binade.
+    starts = np.where(end > first, first + BINADE_MIN, 0)
+    return starts.astype(np.int16), lists

@@ -1,0 +1,107 @@
+"""Part files: `<table>/attempt-000-part-00000.parquet`, each written whole or not there."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from numwatch.record.schema import TABLES
+
+_NAME = re.compile(r"attempt-(\d{3,})-part-(\d{5,})\.parquet")
+# Repeated for many rows on end. Histograms and sums hardly repeat; a dictionary enlarges them.
+_DICTIONARY = ("attempt", "slot", "numel", "loss_scale", "cast_format", "epoch", "storage")
+DAMAGED = (pa.ArrowException, OSError, ValueError)
+"""What reading a part that is not whole raises."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A readable part file.
+
+    Attributes:
+        table: Name of the table it belongs to.
+        first: Its lowest step.
+        last: Its highest step.
+    """
+
+    path: Path
+    table: str
+    attempt: int
+    number: int
+    first: int
+    last: int
+
+
+def write_part(directory: Path, name: str, attempt: int, number: int, table: pa.Table) -> Path:
+    """Writes a part under a temporary name, then renames it, so no reader sees half of one.
+
+    There is no fsync: a killed process loses nothing by that, and a machine that fails may damage
+    its last parts, which a reader then skips.
+
+    Raises:
+        OSError: The disk is full or not writable; no file remains.
+    """
+    folder = directory / name
+    folder.mkdir(exist_ok=True)
+    path = folder / f"attempt-{attempt:03d}-part-{number:05d}.parquet"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Only encodings that every Parquet reader knows.
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            use_dictionary=[column for column in table.column_names if column in _DICTIONARY],
+            write_page_checksum=True,
+        )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def part_files(directory: Path, name: str) -> list[tuple[Path, int, int]]:
+    """Returns path, attempt and number of each part of a table, in the order they were written."""
+    folder = directory / name
+    if not folder.is_dir():
+        return []
+    matches = ((path, _NAME.fullmatch(path.name)) for path in folder.iterdir())
+    found = [(path, int(match[1]), int(match[2])) for path, match in matches if match]
+    return sorted(found, key=lambda part: part[1:])
+
+
+def open_part(path: Path, name: str, attempt: int, number: int) -> Part:
+    """Returns what a part's footer says; reads no rows.
+
+    Raises:
+        DAMAGED: The file is not whole, or not a part of this table.
+    """
+    with pq.ParquetFile(path) as file:
+        schema, found = TABLES[name], file.schema_arrow
+        for field in schema:
+            if field.name not in found.names or found.field(field.name).type != field.type:
+                raise ValueError(f"column {field.name} is missing or not {field.type}")
+        column = found.names.index("step")
+        ranges = [
+            file.metadata.row_group(i).column(column).statistics
+            for i in range(file.metadata.num_row_groups)
+        ]
+    if not ranges or not all(ranges):
+        raise ValueError("it holds no rows")
+    return Part(path, name, attempt, number, min(r.min for r in ranges), max(r.max for r in ranges))
+
+
+def read_part(part: Part, columns: list[str] | None = None) -> pa.Table:
+    """Returns the rows of a part in its table's schema, checked by their checksums.
+
+    Raises:
+        DAMAGED: The file is not whole.
+    """
+    schema = TABLES[part.table]
+    names = schema.names if columns is None else columns
+    with pq.ParquetFile(part.path, page_checksum_verification=True) as file:
+        table = file.read(columns=names, use_threads=False)
+    return table.select(names).cast(pa.schema([schema.field(name) for name in names]))

@@ -1,0 +1,251 @@
+"""`Run`: what was kept of a run, its attempts joined."""
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from numwatch.errors import near
+from numwatch.record.errors import RecordError
+from numwatch.record.event_log import EVENTS, read_events
+from numwatch.record.find import find_record
+from numwatch.record.manifest import (
+    Manifest,
+    NewerRecordError,
+    attempts_in,
+    manifest_path,
+    read_manifest,
+)
+from numwatch.record.parts import DAMAGED, Part, open_part, part_files, read_part
+from numwatch.record.schema import SCHEMA_VERSION, TABLES
+from numwatch.snapshot import ROLES, SlotInfo
+
+
+def open_run(path: str | os.PathLike[str]) -> "Run":
+    """Opens the record of a run, finished or still under way.
+
+    Args:
+        path: The record's folder, the log directory that holds it, or a directory below which
+            there is just one.
+
+    Raises:
+        RecordError: No record is there, more than one is, its manifest can't be read, or a newer
+            numwatch wrote it.
+    """
+    return Run(find_record(Path(path)))
+
+
+class Run:
+    """A record as it was when it was opened; open it again to see what came since.
+
+    A resumed run goes through some steps twice. Of those only the last attempt's are kept here:
+    what an earlier attempt wrote from the first step of a later one on is left out.
+
+    Attributes:
+        path: The record's folder.
+        attempts: The manifest of each attempt, in order.
+        problems: What of the record could not be read, a sentence each. Damage inside a part is
+            noticed when it is read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[str] = []
+        self.attempts = self._read_manifests()
+        # Tensors before steps, which the writer flushes before them: a run that goes on meanwhile
+        # shows no rows here whose step is missing.
+        self._parts = {name: self._open_parts(name) for name in TABLES}
+        self._ends = self._find_ends()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The schema version and all attempts' manifests."""
+        return {"schema": SCHEMA_VERSION, "attempts": self.attempts}
+
+    @cached_property
+    def slots(self) -> dict[str, SlotInfo]:
+        """Every slot of the run by name; where attempts differ, as the last one describes it."""
+        described = (slot for attempt in self.attempts for slot in attempt.get("slots", ()))
+        return {slot["slot"]: _slot_info(slot) for slot in described}
+
+    @property
+    def precision(self) -> str:
+        """The precision of the last attempt, "unknown" where its manifest was lost."""
+        return str(self.attempts[-1].get("precision", "unknown"))
+
+    @property
+    def device(self) -> str:
+        """The device of the last attempt, "unknown" where its manifest was lost."""
+        return str(self.attempts[-1].get("device", "unknown"))
+
+    def steps(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
+        """Returns the `steps` table, from step `first` to step `last`, both included."""
+        return self._table("steps", first=first, last=last)
+
+    def tensors(
+        self,
+        slot: str | None = None,
+        *,
+        module: str | None = None,
+        role: str | None = None,
+        first: int | None = None,
+        last: int | None = None,
+    ) -> pa.Table:
+        """Returns the rows of the `tensors` table that fit all that is given.
+
+        Raises:
+            RecordError: The run has no such slot, module or role.
+        """
+        self._check_names(slot, module, role)
+        wanted = _slot_filter(slot, module, role)
+        return self._table("tensors", first=first, last=last, wanted=wanted)
+
+    def tensor_batches(
+        self, *, first: int | None = None, last: int | None = None
+    ) -> Iterator[pa.Table]:
+        """Yields the `tensors` table in pieces that fit into memory, in the order of steps."""
+        return self._tables("tensors", first, last, None)
+
+    def updates(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
+        """Returns the `updates` table."""
+        return self._table("updates", first=first, last=last)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Returns the lines of `events.jsonl`: attempt, step, kind and what belongs to the kind."""
+        events, damaged = read_events(self.path)
+        for number in damaged:
+            self._problem(f"{EVENTS} line {number} can't be read")
+        return [e for e in events if e["step"] < self._ends.get(e["attempt"], e["step"] + 1)]
+
+    def _read_manifests(self) -> list[Manifest]:
+        attempts = []
+        errors = []
+        for attempt in attempts_in(self.path):
+            try:
+                attempts.append(read_manifest(manifest_path(self.path, attempt)))
+            except NewerRecordError:  # noqa: PERF203  # one bad file costs only itself
+                raise
+            except RecordError as error:
+                errors.append(error)
+                self._problem(str(error))
+                attempts.append({"attempt": attempt})
+        if len(errors) == len(attempts):
+            raise errors[0]
+        return attempts
+
+    def _open_parts(self, name: str) -> list[Part]:
+        parts = []
+        for path, attempt, number in part_files(self.path, name):
+            try:
+                parts.append(open_part(path, name, attempt, number))
+            except DAMAGED as error:  # noqa: PERF203  # one bad file costs only itself
+                self._skip(path, error)
+        return parts
+
+    def _find_ends(self) -> dict[int, int]:
+        """Maps an attempt to the step from which on a later attempt holds instead."""
+        firsts: dict[int, int] = {}
+        for part in (part for parts in self._parts.values() for part in parts):
+            firsts[part.attempt] = min(part.first, firsts.get(part.attempt, part.first))
+        ends = {}
+        end = None
+        for attempt in sorted(firsts, reverse=True):
+            if end is not None:
+                ends[attempt] = end
+            end = firsts[attempt] if end is None else min(end, firsts[attempt])
+        return ends
+
+    def _table(
+        self,
+        name: str,
+        *,
+        first: int | None,
+        last: int | None,
+        wanted: pc.Expression | None = None,
+    ) -> pa.Table:
+        pieces = list(self._tables(name, first, last, wanted))
+        return pa.concat_tables(pieces) if pieces else TABLES[name].empty_table()
+
+    def _tables(
+        self, name: str, first: int | None, last: int | None, wanted: pc.Expression | None
+    ) -> Iterator[pa.Table]:
+        for part in self._parts[name]:
+            end = self._ends.get(part.attempt)
+            if (
+                (last is not None and part.first > last)
+                or (first is not None and part.last < first)
+                or (end is not None and part.first >= end)
+            ):
+                continue
+            try:
+                table = read_part(part)
+            except DAMAGED as error:
+                self._skip(part.path, error)
+                continue
+            kept = _step_filter(part, first, last, end)
+            for condition in (kept, wanted):
+                table = table if condition is None else table.filter(condition)
+            if table.num_rows:
+                yield table
+
+    def _check_names(self, slot: str | None, module: str | None, role: str | None) -> None:
+        modules = [info.module for info in self.slots.values()]
+        for kind, name, known in (
+            ("slot", slot, list(self.slots)),
+            ("module", module, modules),
+            ("role", role, list(ROLES)),
+        ):
+            # A run killed before it described its slots knows none; it may still have the rows.
+            if name is not None and known and name not in known:
+                raise RecordError(f"no {kind} {name!r} in {self.path}{near(name, known)}")
+
+    def _skip(self, path: Path, error: BaseException) -> None:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        self._problem(f"{path.relative_to(self.path)} is damaged and left out ({reason})")
+
+    def _problem(self, text: str) -> None:
+        if text not in self.problems:
+            self.problems.append(text)
+
+
+def _slot_info(described: dict[str, Any]) -> SlotInfo:
+    known = {key: described[key] for key in SlotInfo.__dataclass_fields__ if key in described}
+    shape = known.get("shape")
+    return SlotInfo(**{**known, "shape": None if shape is None else tuple(shape)})
+
+
+def _slot_filter(slot: str | None, module: str | None, role: str | None) -> pc.Expression | None:
+    column = pc.field("slot")
+    conditions = []
+    if slot is not None:
+        conditions.append(column == slot)
+    if module is not None:
+        conditions.append(pc.starts_with(column, f"{module}:"))
+    if role is not None:
+        conditions.append(pc.ends_with(column, f":{role}"))
+    return _all(conditions)
+
+
+def _step_filter(
+    part: Part, first: int | None, last: int | None, end: int | None
+) -> pc.Expression | None:
+    column = pc.field("step")
+    conditions = []
+    if first is not None and part.first < first:
+        conditions.append(column >= first)
+    if last is not None and part.last > last:
+        conditions.append(column <= last)
+    if end is not None and part.last >= end:
+        conditions.append(column < end)
+    return _all(conditions)
+
+
+def _all(conditions: list[pc.Expression]) -> pc.Expression | None:
+    joined = None
+    for condition in conditions:
+        joined = condition if joined is None else joined & condition
+    return joined

@@ -1,0 +1,82 @@
+"""The columns of a record: what every reader of the Parquet files may rely on.
+
+A later numwatch may add columns. It raises `SCHEMA_VERSION` only when it changes what is here.
+"""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+RECORD_FOLDER = "numwatch"
+"""Name of the folder a run writes its record to, below its log directory."""
+
+
+def _schema(*columns: tuple[str, pa.DataType, bool]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable) for name, kind, nullable in columns])
+
+
+_ALWAYS, _NULLABLE = False, True
+
+TENSORS = _schema(
+    ("attempt", pa.int32(), _ALWAYS),
+    ("step", pa.int64(), _ALWAYS),
+    ("slot", pa.string(), _ALWAYS),
+    ("calls", pa.int64(), _ALWAYS),
+    ("numel", pa.int64(), _ALWAYS),
+    ("zeros", pa.int64(), _NULLABLE),
+    ("nans", pa.int64(), _NULLABLE),
+    ("posinfs", pa.int64(), _NULLABLE),
+    ("neginfs", pa.int64(), _NULLABLE),
+    ("pow2s", pa.int64(), _NULLABLE),
+    ("amax", pa.float64(), _ALWAYS),
+    ("amin", pa.float64(), _NULLABLE),
+    ("sum", pa.float64(), _NULLABLE),
+    ("sumsq", pa.float64(), _NULLABLE),
+    ("loss_scale", pa.float64(), _ALWAYS),
+    ("binade_first", pa.int16(), _NULLABLE),
+    ("binades", pa.list_(pa.int64()), _NULLABLE),
+    ("cast_format", pa.string(), _NULLABLE),
+    ("cast_scale", pa.float64(), _NULLABLE),
+    ("cast_flushed", pa.int64(), _NULLABLE),
+    ("cast_saturated", pa.int64(), _NULLABLE),
+)
+"""One row per slot and recorded step.
+
+`binades[i]` counts the elements with 2^e <= |x| < 2^(e+1), e = `binade_first` + i; see
+`numwatch.TensorStats` for this and the other measures. On steps at which only amax was measured,
+the nullable columns are null. The `cast_` columns are what a library's own cast of the tensor did
+(`numwatch.snapshot.Cast`), null where there is none.
+"""
+
+STEPS = _schema(
+    ("attempt", pa.int32(), _ALWAYS),
+    ("step", pa.int64(), _ALWAYS),
+    ("epoch", pa.int64(), _ALWAYS),
+    ("batch", pa.int64(), _ALWAYS),
+    ("loss", pa.float64(), _NULLABLE),
+    ("lr", pa.float64(), _NULLABLE),
+    ("grad_norm", pa.float64(), _NULLABLE),
+    ("loss_scale_before", pa.float64(), _ALWAYS),
+    ("loss_scale_after", pa.float64(), _ALWAYS),
+    ("found_inf", pa.bool_(), _ALWAYS),
+    ("skipped", pa.bool_(), _ALWAYS),
+    ("step_seconds", pa.float64(), _ALWAYS),
+    ("numwatch_seconds", pa.float64(), _ALWAYS),
+)
+"""One row per optimizer step, skipped ones included; see `numwatch.snapshot.StepScalars`."""
+
+UPDATES = _schema(
+    ("attempt", pa.int32(), _ALWAYS),
+    ("step", pa.int64(), _ALWAYS),
+    ("slot", pa.string(), _ALWAYS),
+    ("sampled", pa.int64(), _ALWAYS),
+    ("nonzero", pa.int64(), _ALWAYS),
+    ("ratio", pa.float64(), _NULLABLE),
+    ("storage", pa.string(), _ALWAYS),
+    ("swallowed", pa.float64(), _NULLABLE),
+    ("edq", pa.float64(), _NULLABLE),
+    ("lost", pa.bool_(), _NULLABLE),
+)
+"""One row per parameter, candidate storage format and recorded step."""
+
+TABLES = {"tensors": TENSORS, "steps": STEPS, "updates": UPDATES}
+"""Name of a table, which is its folder's too, to its columns."""

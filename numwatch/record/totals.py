@@ -1,0 +1,182 @@
+"""What each slot showed over many steps: rows merged slot by slot, without unpacking any."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from numwatch.stats import (
+    AMAX,
+    AMIN,
+    CALLS,
+    COUNTS,
+    NANS,
+    NEGINFS,
+    NUMEL,
+    POSINFS,
+    POW2S,
+    REALS,
+    SUM,
+    SUMSQ,
+    ZEROS,
+    TensorStats,
+    unpack_row,
+)
+from numwatch.stats.binades import BINADE_MIN
+
+_COUNTS = {
+    "zeros": ZEROS,
+    "nans": NANS,
+    "posinfs": POSINFS,
+    "neginfs": NEGINFS,
+    "pow2s": POW2S,
+    "numel": NUMEL,
+    "calls": CALLS,
+}
+_REALS = {"amax": AMAX, "amin": AMIN, "sum": SUM, "sumsq": SUMSQ}
+
+
+@dataclass(frozen=True)
+class CastTotals:
+    """What a library's own cast did to a slot's tensors over many steps.
+
+    Attributes:
+        format: Format of the last cast.
+        flushed: Non-zero elements that became zero.
+        saturated: Elements above the format's largest value.
+        nonzeros: Finite non-zero elements cast.
+        peak: Largest amax times scale; NaN where no cast had one scale for the whole tensor.
+    """
+
+    format: str
+    flushed: int
+    saturated: int
+    nonzeros: int
+    peak: float
+
+
+@dataclass(frozen=True)
+class SlotTotals:
+    """All rows of a slot, merged in the domain in which they were seen.
+
+    Attributes:
+        stats: The full rows merged; empty where there is none. Gradients are multiplied by the
+            loss scale of their step.
+        full_rows: How many rows that is.
+        rows: How many rows there are, amax-only ones included.
+        amax: Largest amax of all rows.
+        amax_unscaled: The same with each row's amax divided by its loss scale.
+        loss_scale: Largest loss scale of all rows; 1.0 where none applies.
+        cast: What the slot's own casts did, or None.
+    """
+
+    slot: str
+    stats: TensorStats
+    full_rows: int
+    rows: int
+    amax: float
+    amax_unscaled: float
+    loss_scale: float
+    cast: CastTotals | None
+
+
+def slot_totals(tables: Iterable[pa.Table]) -> dict[str, SlotTotals]:
+    """Returns the totals of each slot in pieces of the `tensors` table, in order of appearance."""
+    totals = _Totals()
+    for table in tables:
+        totals.add(table)
+    return {slot: totals.of(slot) for slot in totals.ids}
+
+
+class _Totals:
+    """Columns of sums, one line a slot; grows with the slots."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, int] = {}
+        self._counts = np.zeros((0, COUNTS), np.int64)
+        self._reals = np.zeros((0, REALS))
+        self._rows = np.zeros((0, 2), np.int64)
+        self._peaks = np.zeros((0, 4))
+        self._casts = np.zeros((0, 3), np.int64)
+        self._cast_formats: dict[int, str] = {}
+
+    def add(self, table: pa.Table) -> None:
+        ids = self._slot_ids(table)
+        amax, loss_scale = _numbers(table, "amax"), _numbers(table, "loss_scale")
+        np.add.at(self._rows[:, 0], ids, 1)
+        # A scaler has no floor: the loss scale can be 0, and all it scaled with it.
+        with np.errstate(over="ignore"):
+            unscaled = np.divide(amax, loss_scale, out=np.zeros_like(amax), where=loss_scale > 0)
+        peaks = np.stack([amax, unscaled, loss_scale], axis=1)
+        for column in range(peaks.shape[1]):
+            np.maximum.at(self._peaks[:, column], ids, peaks[:, column])
+        full = table["binades"].is_valid().to_numpy()
+        self._add_full(table.filter(full), ids[full])
+        cast = full & table["cast_format"].is_valid().to_numpy()
+        if cast.any():
+            self._add_casts(table.filter(cast), ids[cast])
+
+    def of(self, slot: str) -> SlotTotals:
+        i = self.ids[slot]
+        amax, unscaled, loss_scale, cast_peak = self._peaks[i].tolist()
+        rows, full_rows = self._rows[i].tolist()
+        cast = None
+        if i in self._cast_formats:
+            peak = cast_peak if cast_peak > 0 else float("nan")
+            flushed, saturated, nonzeros = self._casts[i].tolist()
+            cast = CastTotals(self._cast_formats[i], flushed, saturated, nonzeros, peak)
+        stats = unpack_row(self._counts[i], self._reals[i])
+        return SlotTotals(slot, stats, full_rows, rows, amax, unscaled, loss_scale, cast)
+
+    def _slot_ids(self, table: pa.Table) -> npt.NDArray[np.int64]:
+        encoded = pc.dictionary_encode(table["slot"].combine_chunks())
+        own = [self.ids.setdefault(slot, len(self.ids)) for slot in encoded.dictionary.to_pylist()]
+        new = len(self.ids) - len(self._counts)
+        if new:
+            self._counts = _grown(self._counts, new)
+            self._reals = _grown(self._reals, new)
+            self._reals[-new:, AMIN] = np.inf
+            self._rows, self._peaks = _grown(self._rows, new), _grown(self._peaks, new)
+            self._casts = _grown(self._casts, new)
+        ids: npt.NDArray[np.int64] = np.array(own, np.int64)[encoded.indices.to_numpy()]
+        return ids
+
+    def _add_full(self, table: pa.Table, ids: npt.NDArray[np.int64]) -> None:
+        np.add.at(self._rows[:, 1], ids, 1)
+        for name, at in _COUNTS.items():
+            np.add.at(self._counts[:, at], ids, table[name].to_numpy())
+        for name, at in _REALS.items():
+            merge = {"amax": np.maximum, "amin": np.minimum}.get(name, np.add)
+            merge.at(self._reals[:, at], ids, table[name].to_numpy())
+        lengths = pc.list_value_length(table["binades"]).to_numpy()
+        first = table["binade_first"].to_numpy() - BINADE_MIN
+        starts = np.cumsum(lengths) - lengths
+        column = np.arange(lengths.sum()) + np.repeat(first - starts, lengths)
+        values = pc.list_flatten(table["binades"]).to_numpy()
+        flat = np.repeat(ids * COUNTS, lengths) + column
+        np.add.at(self._counts.reshape(-1), flat, values)
+
+    def _add_casts(self, table: pa.Table, ids: npt.NDArray[np.int64]) -> None:
+        numel = table["numel"].to_numpy()
+        apart = sum(table[name].to_numpy() for name in ("zeros", "nans", "posinfs", "neginfs"))
+        sums = (_numbers(table, "cast_flushed"), _numbers(table, "cast_saturated"), numel - apart)
+        for column, values in enumerate(sums):
+            np.add.at(self._casts[:, column], ids, values.astype(np.int64))
+        with np.errstate(over="ignore"):
+            peaks = _numbers(table, "amax") * _numbers(table, "cast_scale")
+        np.fmax.at(self._peaks[:, -1], ids, peaks)
+        formats = table["cast_format"].to_pylist()
+        self._cast_formats.update(zip(ids.tolist(), formats, strict=True))
+
+
+def _grown(array: npt.NDArray[Any], lines: int) -> npt.NDArray[Any]:
+    return np.concatenate([array, np.zeros((lines, array.shape[1]), array.dtype)])
+
+
+def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
+    numbers: npt.NDArray[np.float64] = table[name].to_numpy()
+    return numbers

@@ -1,0 +1,48 @@
+"""Rows of the `tensors` table as the types they were made from."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from numwatch.snapshot import Cast, Row
+from numwatch.stats import TensorStats
+
+
+def iter_rows(table: pa.Table) -> Iterator[tuple[int, Row]]:
+    """Yields the step and the `Row` of each row of a `tensors` table."""
+    for batch in table.to_batches(max_chunksize=4096):
+        for row in batch.to_pylist():
+            yield (
+                row["step"],
+                Row(row["slot"], row_stats(row), row["loss_scale"], row_cast(row)),
+            )
+
+
+def row_stats(row: Mapping[str, Any]) -> TensorStats:
+    """Returns the statistics a row of the `tensors` table holds, given as a mapping.
+
+    What an amax-only row has not measured reads as in an empty tensor: no counts, amin inf.
+    """
+    return TensorStats(
+        numel=row["numel"],
+        zeros=row["zeros"] or 0,
+        nans=row["nans"] or 0,
+        posinfs=row["posinfs"] or 0,
+        neginfs=row["neginfs"] or 0,
+        pow2s=row["pow2s"] or 0,
+        amax=row["amax"],
+        amin=math.inf if row["amin"] is None else row["amin"],
+        sum=row["sum"] or 0.0,
+        sumsq=row["sumsq"] or 0.0,
+        binade_first=row["binade_first"] or 0,
+        binades=tuple(row["binades"] or ()),
+    )
+
+
+def row_cast(row: Mapping[str, Any]) -> Cast | None:
+    """Returns the cast a row of the `tensors` table holds, or None."""
+    if row["cast_format"] is None:
+        return None
+    return Cast(row["cast_format"], row["cast_scale"], row["cast_flushed"], row["cast_saturated"])

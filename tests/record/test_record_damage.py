@@ -1,0 +1,171 @@
+"""What is damaged costs only itself, and is named."""
+
+import json
+
+import pytest
+from record_builders import record, snapshot, write_steps
+
+from numwatch import open_run
+from numwatch.errors import NumwatchError
+from numwatch.record import RecordError
+
+
+def message(path):
+    with pytest.raises(RecordError) as caught:
+        open_run(path)
+    text = str(caught.value)
+    assert isinstance(caught.value, NumwatchError)
+    assert "\n" not in text
+    return text
+
+
+def test_a_part_truncated_at_any_byte_costs_only_itself(tmp_path):
+    write_steps(tmp_path, range(3), each_its_part=True)
+    part = tmp_path / "tensors" / "attempt-000-part-00001.parquet"
+    whole = part.read_bytes()
+    stride = max(len(whole) // 150, 1)
+    for length in {*range(0, len(whole), stride), *range(12), *range(len(whole) - 12, len(whole))}:
+        part.write_bytes(whole[:length])
+        run = open_run(tmp_path)
+        assert run.tensors()["step"].to_pylist() == [0, 0, 2, 2], length
+        assert run.steps().num_rows == 3
+        (problem,) = run.problems
+        assert "tensors/attempt-000-part-00001.parquet is damaged" in problem.replace("\\", "/")
+        assert "\n" not in problem
+
+
+def test_a_flipped_byte_is_never_taken_for_data(tmp_path):
+    write_steps(tmp_path, range(2), each_its_part=True)
+    expected = open_run(tmp_path).tensors()
+    part = tmp_path / "tensors" / "attempt-000-part-00001.parquet"
+    whole = part.read_bytes()
+    pages = len(whole) - int.from_bytes(whole[-8:-4], "little") - 8
+    for position in range(4, pages, max(pages // 150, 1)):
+        part.write_bytes(whole[:position] + bytes([whole[position] ^ 0x55]) + whole[position + 1 :])
+        run = open_run(tmp_path)
+        found = run.tensors()
+        # A page header holds a few bytes no reader looks at.
+        assert found.equals(expected) or (found.equals(expected[:2]) and len(run.problems) == 1)
+
+
+def test_foreign_files_in_the_folders_are_left_alone(tmp_path):
+    write_steps(tmp_path, range(2))
+    for name in ("notes.txt", ".attempt-000-part-00009.parquet.1.tmp", "attempt-0.parquet"):
+        (tmp_path / "tensors" / name).write_text("not ours")
+    run = open_run(tmp_path)
+    assert run.tensors().num_rows == 4
+    assert run.problems == []
+
+
+def test_a_part_of_another_table_is_damage(tmp_path):
+    write_steps(tmp_path, range(2))
+    steps = tmp_path / "steps" / "attempt-000-part-00000.parquet"
+    tensors = tmp_path / "tensors" / "attempt-000-part-00000.parquet"
+    steps.write_bytes(tensors.read_bytes())
+    run = open_run(tmp_path)
+    assert run.steps().num_rows == 0
+    reason = "column epoch is missing or not int64"
+    assert run.problems == [f"{steps.relative_to(tmp_path)} is damaged and left out ({reason})"]
+
+
+def test_a_manifest_truncated_anywhere_is_one_clear_error(tmp_path):
+    write_steps(tmp_path, range(1))
+    manifest = tmp_path / "manifest.json"
+    whole = manifest.read_bytes()
+    for length in range(len(whole.rstrip())):
+        manifest.write_bytes(whole[:length])
+        assert message(tmp_path).startswith(f"{manifest} can't be read as JSON (")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"x"', "{}", '{"schema": "1"}'])
+def test_json_that_is_no_manifest_is_one_clear_error(tmp_path, content):
+    (tmp_path / "manifest.json").write_text(content)
+    assert message(tmp_path) == (
+        f"{tmp_path / 'manifest.json'} is not a numwatch manifest: it names no schema version"
+    )
+
+
+def test_a_newer_record_says_so(tmp_path):
+    write_steps(tmp_path, range(1))
+    write_steps(tmp_path, range(1))
+    manifest = tmp_path / "manifest-001.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema": 2}))
+    expected = (
+        f"{tmp_path} was written by a newer numwatch (schema 2; this one reads up to 1): "
+        "upgrade numwatch to read it"
+    )
+    assert message(tmp_path) == expected
+    with pytest.raises(RecordError) as caught:
+        write_steps(tmp_path, range(1))
+    assert str(caught.value) == expected
+    assert len(list(tmp_path.glob("manifest*"))) == 2
+
+
+def test_a_damaged_manifest_of_a_resumed_attempt_costs_only_its_description(tmp_path):
+    write_steps(tmp_path, range(4))
+    write_steps(tmp_path, range(4, 6))
+    (tmp_path / "manifest-001.json").write_text("{")
+    run = open_run(tmp_path)
+    assert run.steps()["step"].to_pylist() == [0, 1, 2, 3, 4, 5]
+    assert run.precision == "unknown"
+    assert len(run.problems) == 1
+
+
+def test_a_run_goes_on_after_its_manifest_was_damaged(tmp_path):
+    write_steps(tmp_path, range(4))
+    (tmp_path / "manifest.json").write_text("")
+    assert write_steps(tmp_path, range(4, 6)) == 1
+    run = open_run(tmp_path)
+    assert run.steps().num_rows == 6
+    assert (run.precision, len(run.problems)) == ("16-mixed", 1)
+
+
+def test_a_torn_event_is_named_and_the_next_stands_alone(tmp_path):
+    with record(tmp_path) as recorder:
+        recorder.event("skip", 1)
+        recorder.event("skip", 2)
+    events = tmp_path / "events.jsonl"
+    events.write_bytes(events.read_bytes()[:-9])
+    with record(tmp_path) as recorder:
+        recorder.event("overflow", 3, loss_scale=2.0)
+    run = open_run(tmp_path)
+    assert run.events() == [
+        {"attempt": 0, "step": 1, "kind": "skip"},
+        {"attempt": 1, "step": 3, "kind": "overflow", "loss_scale": 2.0},
+    ]
+    assert run.problems == ["events.jsonl line 2 can't be read"]
+
+
+def test_a_full_disk_is_one_error_and_what_waits_can_still_be_written(tmp_path, monkeypatch):
+    from numwatch.record import parts
+
+    recorder = record(tmp_path)
+    recorder.write(snapshot(0))
+    write_table = parts.pq.write_table
+
+    def full_disk(table, where, **options):
+        where.write_bytes(b"PAR1")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(parts.pq, "write_table", full_disk)
+    with pytest.raises(RecordError, match=r"can't write the record in .*No space left on device"):
+        recorder.flush()
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["manifest.json"]
+    monkeypatch.setattr(parts.pq, "write_table", write_table)
+    recorder.write(snapshot(1))
+    recorder.close()
+    assert open_run(tmp_path).tensors()["step"].to_pylist() == [0, 0, 1, 1]
+
+
+def test_a_place_that_can_t_be_written_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="can't write the record in"):
+        record(tmp_path / "file" / "numwatch")
+
+
+def test_a_closed_recorder_takes_no_more(tmp_path):
+    recorder = record(tmp_path)
+    recorder.close()
+    recorder.close()
+    with pytest.raises(RecordError, match="is closed"):
+        recorder.write(snapshot(0))

@@ -1,9 +1,15 @@
-"""numwatch: a numerics profiler and diagnostics plugin for PyTorch Lightning."""
+"""numwatch: a numerics profiler and diagnostics plugin for PyTorch Lightning.
+
+It looks at every tensor of a training step once, keeps what it saw in a record that outlives the
+run, and works everything else out from that record.
+"""
 
 from importlib.metadata import version
 
 from numwatch.errors import NumwatchError
 from numwatch.formats import get_format, quantize, round_to_block_format, round_to_format
+from numwatch.loop import watch
+from numwatch.record import Run, open_run
 from numwatch.stats import Bounded, TensorStats, tensor_stats
 
 __version__ = version("numwatch")
@@ -11,10 +17,13 @@ __version__ = version("numwatch")
 __all__ = [
     "Bounded",
     "NumwatchError",
+    "Run",
     "TensorStats",
     "get_format",
+    "open_run",
     "quantize",
     "round_to_block_format",
     "round_to_format",
     "tensor_stats",
+    "watch",
 ]

@@ -11,7 +11,7 @@ from numwatch.stats import TensorStats, unpack_row
 
 FORWARD_ROLES = ("input", "weight", "output")
 GRADIENT_ROLES = ("grad_output", "grad_input", "grad_weight")
-GEMM_RESULTS = ("output", "grad_input", "grad_weight")
+GEMM_RESULTS = ("grad_input", "grad_weight")
 ROLES = FORWARD_ROLES + GRADIENT_ROLES
 
 

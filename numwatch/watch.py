@@ -102,7 +102,7 @@ class Watch:
         self._schedule = schedule or Schedule()
         self._taps, slots = select(model, include, exclude)
         self._collector = Collector(self._taps, slots, gate)
-        self._tape = Tape(_device_of(model))
+        self._tape = Tape(device_of(model))
         self._optimizer_taps = OptimizerTaps(gate, self._tape)
         self._optimizers: list[torch.optim.Optimizer] = []
         self._scaler: Scaler | None = None
@@ -246,6 +246,7 @@ def _unpack(delivery: _Delivery, *, has_scaler: bool) -> list[Snapshot]:
     return snapshots
 
 
-def _device_of(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Returns the device of a model's first parameter; the CPU without any."""
     parameter = next(model.parameters(), None)
     return parameter.device if parameter is not None else torch.device("cpu")

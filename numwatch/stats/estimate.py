@@ -34,6 +34,7 @@ _BELOW = 40
 _STEEPEST = math.log(2)
 """Where x itself has a density at 0, a binade holds half of what the next one holds, not less."""
 _STEPS = 60
+_CONVERGED = 1e-6
 _LONGEST_STEP = 4.0
 """Scoring overshoots where it starts far off."""
 
@@ -126,5 +127,8 @@ def _fit(basis: Floats, widths: Floats, counts: Floats) -> Floats:
         slopes = (basis * density).sum(axis=2) / expected
         information = (slopes * expected) @ slopes.T + 1e-9 * np.eye(len(basis))
         step = np.linalg.solve(information, slopes @ (counts - expected))
-        parameters += step / max(1.0, float(np.abs(step).max()) / _LONGEST_STEP)
+        longest = float(np.abs(step).max())
+        parameters += step / max(1.0, longest / _LONGEST_STEP)
+        if longest < _CONVERGED:
+            break
     return parameters

@@ -1,0 +1,137 @@
+"""`NumericsMonitor`: one callback that watches the numbers of a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from numwatch.record import RECORD_FOLDER
+from numwatch.session import Session, Settings
+from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS
+
+from ._base import Callback
+from .views import views_of
+
+
+class NumericsMonitor(Callback):
+    """Watches amax, underflow, overflow and the loss scale of a run, and says what it saw.
+
+    It prints a summary at each epoch's end, draws charts in the Trainer's TensorBoard logger
+    (with another logger its scalars), and keeps a record in `<log_dir>/numwatch`, which
+    `numwatch report` prints again. Training under it is bitwise the training without it. Of a
+    distributed run it watches rank 0.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(callbacks=[NumericsMonitor()], logger=False, accelerator="cpu")
+
+    Args:
+        every_n_steps: Full rows every so many optimizer steps.
+        amax_every_n_steps: Amax alone every so many optimizer steps; 0 for never.
+        include: Globs of modules (`model.blocks.*`) or slots (`model.blocks.*:grad_output`) that
+            replace the default choice: GEMM modules in all roles, and the outputs of embeddings
+            and norms.
+        exclude: Globs taken away from it.
+        dir: Directory of the run, instead of the Trainer's `log_dir`.
+        summary: Print summaries to the terminal.
+        strict: Raise numwatch's own errors instead of ending the watching with a warning.
+
+    Raises:
+        NumwatchError: A cadence is not a positive integer.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = EVERY_N_STEPS,
+        amax_every_n_steps: int = AMAX_EVERY_N_STEPS,
+        include: list[str] | None = None,
+        exclude: list[str] | None = None,
+        dir: str | None = None,  # noqa: A002  # the API's word
+        summary: bool = True,
+        strict: bool = False,
+    ) -> None:
+        self._settings = Settings(every_n_steps, amax_every_n_steps, include, exclude, strict)
+        self._dir = dir
+        self._summary = summary
+        self._session: Session | None = None
+        self._resumed: Path | None = None
+        self.directory: Path | None = None
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Opens the record and puts the hooks in place, once every strategy and plugin has."""
+        self._close()
+        log_dir = self._dir or trainer.log_dir  # asked for on every rank: it is broadcast
+        self.directory = self._resumed or Path(log_dir) / RECORD_FOLDER
+        self._resumed = None
+        if not trainer.is_global_zero:
+            return
+        self._session = Session(
+            pl_module,
+            self.directory,
+            settings=self._settings,
+            precision=str(trainer.precision),
+            optimizers=trainer.optimizers,
+            scaler=trainer.scaler,
+            views=views_of(trainer.loggers),
+            console=Console() if self._summary else None,
+        )
+
+    def on_train_batch_start(
+        self, trainer: Any, _pl_module: Any, _batch: Any, _batch_idx: int
+    ) -> None:
+        """Opens a step, unless an accumulation window is under way."""
+        if self._session and self._session.step is None:
+            self._session.begin_step(trainer.global_step)
+
+    def on_before_optimizer_step(
+        self, _trainer: Any, _pl_module: Any, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Looks at the gradients between unscaling and clipping."""
+        if self._session:
+            self._session.before_optimizer_step(optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Any, _pl_module: Any, outputs: Any, _batch: Any, batch_idx: int
+    ) -> None:
+        """Closes the step when the optimizer's turn has come."""
+        if self._session is None:
+            return
+        self._session.add_loss(outputs.get("loss") if isinstance(outputs, Mapping) else outputs)
+        step = self._session.step
+        if step is not None and trainer.global_step > step:
+            self._session.end_step(epoch=trainer.current_epoch, batch=batch_idx)
+
+    def on_train_epoch_end(self, trainer: Any, _pl_module: Any) -> None:
+        """Prints the epoch's summary."""
+        if self._session:
+            self._session.end_epoch(trainer.current_epoch)
+
+    def on_train_end(self, _trainer: Any, _pl_module: Any) -> None:
+        """Takes the hooks off and prints the summary of the run."""
+        self._close()
+
+    def on_exception(self, _trainer: Any, _pl_module: Any, _exception: BaseException) -> None:
+        """Does the same for a run that failed: Lightning then calls no other hook."""
+        self._close()
+
+    def teardown(self, _trainer: Any, _pl_module: Any, stage: str) -> None:
+        """Leaves nothing behind, whatever way the fit ended."""
+        if stage == "fit":
+            self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns where the record is, so that a resumed run goes on with it."""
+        return {"directory": str(self.directory) if self.directory else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the record of the run that is resumed, where it can still be found."""
+        directory = state_dict.get("directory")
+        if directory and self._dir is None and Path(directory).is_dir():
+            self._resumed = Path(directory)
+
+    def _close(self) -> None:
+        session, self._session = self._session, None
+        if session:
+            session.close()

@@ -1,0 +1,32 @@
+"""Where a Trainer's loggers can show snapshots."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from numwatch.report.tb_curation import Curation
+from numwatch.session import View
+from numwatch.snapshot import SlotInfo, Snapshot
+
+
+def views_of(loggers: Iterable[Any]) -> list[View]:
+    """Returns a view for each logger: charts where it writes TensorBoard, else its scalars."""
+    return [_view_of(logger) for logger in loggers]
+
+
+def _view_of(logger: Any) -> View:
+    # Loggers of either namespace, so by what their writer can do and not by their class.
+    writer: Any = getattr(logger, "experiment", None)
+    if hasattr(writer, "add_custom_scalars"):
+        from numwatch.report.tensorboard import TensorBoardView
+
+        return TensorBoardView(writer)
+    return _LoggerView(logger)
+
+
+class _LoggerView:
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+        self._curation = Curation()
+
+    def write(self, snapshot: Snapshot, slots: Mapping[str, SlotInfo], step: int) -> None:
+        self._logger.log_metrics(self._curation.scalars(snapshot, slots), step=step)

@@ -1,0 +1,146 @@
+"""`numwatch.watch`: the same watching for a plain PyTorch loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from numwatch.record import RECORD_FOLDER
+from numwatch.session import Session, Settings, View
+from numwatch.taps.scaler import Scaler
+from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter  # imports TensorBoard
+
+
+class LoopWatch:
+    """What `watch` returns: a context manager, told of every step by `step`.
+
+    Between entering and leaving, the model carries numwatch's hooks; afterwards it carries none.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._step = 0
+        self._epoch = 0
+
+    @property
+    def directory(self) -> Path:
+        """Where the record is."""
+        return self._session.directory
+
+    def __enter__(self) -> Self:
+        """Opens the first step."""
+        self._session.begin_step(self._step)
+        return self
+
+    def add_loss(self, loss: Tensor | float) -> None:
+        """Adds a micro-batch's share of the loss, where a step is a window of several."""
+        self._session.add_loss(loss)
+
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """Ends a step: call it after `optimizer.step()` (and `scaler.update()`).
+
+        Args:
+            loss: The step's unscaled loss, 0-d; kept as it is on its device.
+        """
+        self._session.add_loss(loss)
+        self._session.end_step(epoch=self._epoch, batch=self._step)
+        self._step += 1
+        self._session.begin_step(self._step)
+
+    def end_epoch(self) -> None:
+        """Ends an epoch: flushes the record and prints the epoch's summary."""
+        self._session.end_epoch(self._epoch)
+        self._epoch += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Takes every hook off, flushes, and prints the summary, after an exception too."""
+        self._session.close()
+
+
+def watch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    *,
+    scaler: Scaler | None = None,
+    dir: str | os.PathLike[str] = "runs/numwatch",  # noqa: A002  # the API's word
+    every_n_steps: int = EVERY_N_STEPS,
+    amax_every_n_steps: int = AMAX_EVERY_N_STEPS,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    writer: SummaryWriter | None = None,
+    summary: bool = True,
+    strict: bool = False,
+) -> LoopWatch:
+    """Watches a plain PyTorch training loop.
+
+    Example:
+        >>> import torch, numwatch
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with numwatch.watch(model, optimizer, dir=tmp, summary=False) as watch:
+        ...     for _ in range(3):
+        ...         loss = model(torch.ones(8, 4)).square().mean()
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        ...         watch.step(loss=loss)
+        >>> numwatch.open_run(tmp).steps().num_rows
+        3
+
+    Args:
+        model: The model; put it on its device first.
+        optimizer: Its optimizer or optimizers, to know of skipped steps and gradient norms.
+        scaler: The gradient scaler, where there is one.
+        dir: Directory of the run; the record goes to `<dir>/numwatch`.
+        every_n_steps: Full rows every so many steps.
+        amax_every_n_steps: Amax alone every so many steps; 0 for never.
+        include: Globs of modules (`blocks.*`) or slots (`blocks.*:grad_output`) that replace the
+            default choice: GEMM modules in all roles, outputs of embeddings and norms.
+        exclude: Globs taken away from it.
+        writer: A TensorBoard writer to show the run in as it goes.
+        summary: Print summaries to the terminal.
+        strict: Raise numwatch's own errors instead of ending the watching with a warning.
+
+    Raises:
+        NumwatchError: A cadence is not a positive integer.
+    """
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or []
+    views: list[View] = []
+    if writer is not None:
+        from numwatch.report.tensorboard import TensorBoardView
+
+        views.append(TensorBoardView(writer))
+    return LoopWatch(
+        Session(
+            model,
+            Path(dir) / RECORD_FOLDER,
+            settings=Settings(every_n_steps, amax_every_n_steps, include, exclude, strict),
+            precision=_precision(model, scaler),
+            optimizers=optimizers,
+            scaler=scaler,
+            views=views,
+            console=Console() if summary else None,
+        )
+    )
+
+
+def _precision(model: nn.Module, scaler: Scaler | None) -> str:
+    parameter = next(model.parameters(), None)
+    weights = "no" if parameter is None else str(parameter.dtype).removeprefix("torch.")
+    return f"{weights} weights{', loss scaling' if scaler and scaler.is_enabled() else ''}"

@@ -1,0 +1,200 @@
+"""One attempt at a run: what is watched goes to the record, and from there to a person."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from numwatch.record import Recorder, events_of, open_run
+from numwatch.report import print_summary, summarize
+from numwatch.snapshot import SlotInfo, Snapshot
+from numwatch.stats import warm_up
+from numwatch.taps.gate import Gate
+from numwatch.taps.scaler import Scaler
+from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS, Schedule, Watch, device_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user chooses.
+
+    Attributes:
+        every_n_steps: Full rows every so many steps.
+        amax_every_n_steps: Amax alone every so many steps; 0 for never.
+        include: Globs of modules (`blocks.*`) or slots (`blocks.*:grad_output`) that replace the
+            default choice.
+        exclude: Globs taken away from it.
+        strict: Raise numwatch's own errors instead of ending the watching with a warning.
+    """
+
+    every_n_steps: int = EVERY_N_STEPS
+    amax_every_n_steps: int = AMAX_EVERY_N_STEPS
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] | None = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses a cadence that is none, before any step (`NumwatchError`)."""
+        Schedule(self.every_n_steps, self.amax_every_n_steps)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The cadence."""
+        return Schedule(self.every_n_steps, self.amax_every_n_steps)
+
+
+class View(Protocol):
+    """A place beside the record where snapshots are shown as they come, such as TensorBoard."""
+
+    def write(self, snapshot: Snapshot, slots: Mapping[str, SlotInfo], step: int) -> None:
+        """Shows a snapshot at a step of the view's own axis."""
+
+
+class Session:
+    """Watches one attempt at a run, from its first step to its end or failure.
+
+    Every method keeps numwatch's own errors away from the run: the first one ends the watching
+    with a warning, and the methods do nothing from then on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        directory: Path,
+        *,
+        settings: Settings,
+        precision: str,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        scaler: Scaler | None = None,
+        views: Sequence[View] = (),
+        console: Console | None = None,
+    ) -> None:
+        self.directory = directory
+        self._gate = Gate(strict=settings.strict)
+        self._gate.on_break = self._release
+        self._views = views
+        self._console = console
+        self._described: tuple[SlotInfo, ...] = ()
+        self._by_name: dict[str, SlotInfo] = {}
+        self._watch: Watch | None = None
+        self._recorder: Recorder | None = None
+        with self._gate.watching():
+            self._watch = Watch(
+                model, self._gate, settings.schedule, settings.include, settings.exclude
+            )
+            self._recorder = Recorder.open(
+                directory,
+                precision=precision,
+                device=_device_name(model),
+                arguments=asdict(settings),
+                versions=_versions(),
+            )
+            # Compiling belongs to no step. It takes seconds once in an environment.
+            if device_of(model).type == "cpu":
+                warm_up((torch.float32, torch.bfloat16, torch.float16))
+            self._watch.attach(optimizers, scaler)
+
+    @property
+    def watching(self) -> bool:
+        """Whether the watching goes on."""
+        return not self._gate.broken and self._watch is not None
+
+    @property
+    def step(self) -> int | None:
+        """The step under way, None between steps."""
+        return self._watch.step if self._watch else None
+
+    def begin_step(self, step: int) -> None:
+        """Opens a step, before its first forward."""
+        if self.watching and self._watch:
+            with self._gate.watching():
+                self._watch.begin(step)
+
+    def add_loss(self, loss: Tensor | float | None) -> None:
+        """Adds a micro-batch's share of the step's unscaled loss."""
+        if loss is not None and self.watching and self._watch:
+            with self._gate.watching():
+                self._watch.add_loss(loss)
+
+    def before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Looks at the gradients between unscaling and clipping."""
+        if self.watching and self._watch:
+            with self._gate.watching():
+                self._watch.before_optimizer_step(optimizer)
+
+    def end_step(self, *, epoch: int = 0, batch: int = 0) -> None:
+        """Closes the step, after the optimizer's step and the scaler's update."""
+        if self.watching and self._watch:
+            with self._gate.watching():
+                self._watch.end(epoch=epoch, batch=batch)
+                self._keep()
+
+    def end_epoch(self, epoch: int) -> None:
+        """Flushes the record and prints the epoch's summary out of it."""
+        if self.watching:
+            with self._gate.watching():
+                self._keep(everything=True)
+                self._summarize(epoch)
+
+    def close(self) -> None:
+        """Takes numwatch off the model, flushes, and prints the summary of the whole run."""
+        if self._watch is None:
+            return
+        self._watch.detach()
+        if self.watching:
+            with self._gate.watching():
+                self._keep(everything=True)
+                self._summarize(None)
+        self._release()
+
+    def _keep(self, *, everything: bool = False) -> None:
+        if self._watch is None or self._recorder is None:
+            return
+        if self._watch.slots is not self._described:
+            self._described = self._watch.slots
+            self._by_name = {slot.slot: slot for slot in self._described}
+            self._recorder.describe(self._described)
+        for snapshot in self._watch.collect(everything=everything):
+            self._recorder.write(snapshot)
+            for kind, details in events_of(snapshot):
+                self._recorder.event(kind, snapshot.step, **details)
+            if _worth_showing(snapshot):
+                for view in self._views:
+                    view.write(snapshot, self._by_name, snapshot.step)
+        if everything:
+            self._recorder.flush()
+
+    def _summarize(self, epoch: int | None) -> None:
+        if self._console is not None:
+            print_summary(summarize(open_run(self.directory), epoch=epoch), self._console)
+
+    def _release(self) -> None:
+        """Lets go of the model and the record, whatever state either is in."""
+        if self._watch is not None:
+            self._watch.detach()
+        recorder, self._recorder, self._watch = self._recorder, None, None
+        if recorder is not None:
+            with self._gate.watching():
+                recorder.close()
+
+
+def _worth_showing(snapshot: Snapshot) -> bool:
+    scalars = snapshot.scalars
+    moved = scalars.loss_scale_after != scalars.loss_scale_before
+    return snapshot.rows is not None or scalars.skipped or moved
+
+
+def _device_name(model: nn.Module) -> str:
+    device = device_of(model)
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__}

@@ -4,8 +4,10 @@
     python benchmarks/overhead.py --peers             # and the monitors people use today
 
 Two copies of one GPT train on the same batches, the bare and the watched one taking turns in going
-first. Each kind of step (full rows, amax alone, neither) has its median ratio of pairs; a cadence's
-cost is their mean weighted by how often each kind comes. Peers act on every step.
+first. Each kind of step has its median ratio of pairs; a cadence's cost is their mean weighted by
+how often each kind comes. A kind is what a step records (full rows, amax alone, nothing) and what
+the next one will, because a step's weights are seen as soon as the last one has ended. Peers act on
+every step.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from gpt import GPT
@@ -29,7 +32,6 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import numwatch
-from numwatch.taps.gate import Mode
 from numwatch.watch import Schedule
 
 CONTEXT = 128
@@ -168,7 +170,7 @@ def wandb_watch(trainee: Trainee) -> Iterator[Callable[[Tensor], None]]:
 
 
 VARIANTS = {
-    "numwatch, default": numwatch_variant(Schedule(4, 2), Schedule()),
+    "numwatch, default": numwatch_variant(Schedule(8, 4), Schedule()),
     "numwatch, every step": numwatch_variant(EVERY_STEP, EVERY_STEP),
 }
 PEERS = {
@@ -188,14 +190,19 @@ def seconds(trainee: Trainee, tokens: Tensor, after: Callable[[Tensor], None]) -
     return time.perf_counter() - start
 
 
-def measure(name: str, variant: Variant, args: argparse.Namespace) -> dict[str, object]:
+def kind(schedule: Schedule, step: int) -> str:
+    """Returns what a step records, and what the next one will."""
+    now, following = (schedule.mode(step + later).name.lower() for later in (0, 1))
+    return f"{now}, then {following}"
+
+
+def measure(name: str, variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
     """Returns the ratios watched / bare of one variant."""
     device = torch.device(args.device)
     bare, watched = (Trainee(args.precision, device, args.batch) for _ in range(2))
     schedule = variant.measured
-    kinds = len({schedule.mode(step) for step in range(schedule.every_n_steps)})
-    steps = args.pairs * (schedule.every_n_steps if kinds > 1 else 1)
-    ratios: dict[Mode, list[float]] = {}
+    steps = args.pairs * schedule.every_n_steps
+    ratios: dict[str, list[float]] = {}
     bare_seconds = []
     with variant.attach(watched) as after:
         for step in track(range(args.warm_up + steps), name, console=Console(stderr=True)):
@@ -203,17 +210,17 @@ def measure(name: str, variant: Variant, args: argparse.Namespace) -> dict[str, 
             turns = [(bare, lambda _loss: None), (watched, after)]
             times = {who: seconds(who, tokens, done) for who, done in turns[:: (-1) ** step]}
             if step >= args.warm_up:
-                ratios.setdefault(schedule.mode(step), []).append(times[watched] / times[bare])
+                ratios.setdefault(kind(schedule, step), []).append(times[watched] / times[bare])
                 bare_seconds.append(times[bare])
-    medians = {mode: statistics.median(pairs) for mode, pairs in ratios.items()}
+    medians = {name: statistics.median(pairs) for name, pairs in ratios.items()}
     cadence = variant.weighted
     return {
         "name": name,
         "cost": statistics.fmean(
-            medians[cadence.mode(step)] for step in range(cadence.every_n_steps)
+            medians[kind(cadence, step)] for step in range(cadence.every_n_steps)
         ),
-        "by_kind": {mode.name.lower(): round(ratio, 4) for mode, ratio in medians.items()},
-        "pairs": {mode.name.lower(): len(pairs) for mode, pairs in ratios.items()},
+        "by_kind": {name: round(ratio, 4) for name, ratio in medians.items()},
+        "pairs": {name: len(pairs) for name, pairs in ratios.items()},
         "bare_step_seconds": statistics.median(bare_seconds),
     }
 
@@ -237,10 +244,13 @@ def main() -> None:
     with contextlib.redirect_stdout(None):  # peers print
         for name, variant in (VARIANTS | (PEERS if args.peers else {})).items():
             found.append(measure(name, variant, args))
-    table = Table("watched / bare", "cost", "by kind of step", "pairs", title=f"{args.precision}")
+    table = Table("watched / bare", "cost", "by kind of step", "pairs", title=args.precision)
     for row in found:
         table.add_row(
-            str(row["name"]), f"{row['cost']:.3f}x", str(row["by_kind"]), str(row["pairs"])
+            row["name"],
+            f"{row['cost']:.3f}x",
+            "\n".join(f"{ratio:.3f}x {name}" for name, ratio in row["by_kind"].items()),
+            "\n".join(map(str, row["pairs"].values())),
         )
     Console().print(table)
     default = Path(__file__).parent / "results"

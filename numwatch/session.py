@@ -14,6 +14,7 @@ from numwatch.record import Recorder, events_of, open_run
 from numwatch.report import print_summary, summarize
 from numwatch.snapshot import SlotInfo, Snapshot
 from numwatch.stats import warm_up
+from numwatch.taps.float8 import is_float8_linear
 from numwatch.taps.gate import Gate
 from numwatch.taps.scaler import Scaler
 from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS, Schedule, Watch, device_of
@@ -89,7 +90,7 @@ class Session:
             )
             self._recorder = Recorder.open(
                 directory,
-                precision=precision,
+                precision=_with_float8(precision, model),
                 device=_device_name(model),
                 arguments=asdict(settings),
                 versions=_versions(),
@@ -187,6 +188,10 @@ def _worth_showing(snapshot: Snapshot) -> bool:
     scalars = snapshot.scalars
     moved = scalars.loss_scale_after != scalars.loss_scale_before
     return snapshot.rows is not None or scalars.skipped or moved
+
+
+def _with_float8(precision: str, model: nn.Module) -> str:
+    return f"{precision} + float8" if any(map(is_float8_linear, model.modules())) else precision
 
 
 def _device_name(model: nn.Module) -> str:

@@ -80,6 +80,7 @@ class Session:
         self._gate.on_break = self._release
         self._views = views
         self._console = console
+        self._started = False
         self._described: tuple[SlotInfo, ...] = ()
         self._by_name: dict[str, SlotInfo] = {}
         self._watch: Watch | None = None
@@ -114,6 +115,11 @@ class Session:
         """Opens a step, before its first forward."""
         if self.watching and self._watch:
             with self._gate.watching():
+                if self._recorder and not self._started:
+                    # Compiling and opening the record belong to no step: an entry of their own.
+                    self._started = True
+                    seconds = self._gate.take_seconds()
+                    self._recorder.event("start", step, numwatch_seconds=seconds)
                 self._watch.begin(step)
 
     def add_loss(self, loss: Tensor | float | None) -> None:

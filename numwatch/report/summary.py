@@ -61,6 +61,7 @@ class Summary:
         slots: Slots with at least one row.
         cost: numwatch's own time as a share of the time the steps took without it; None where not
             measured.
+        start_seconds: Time it took before the first step, of all attempts; None for an epoch.
         loss: Of the first and of the last step that has one.
         loss_scale: None where nothing is scaled.
         verdicts: How many slots got each verdict.
@@ -77,6 +78,7 @@ class Summary:
     last_step: int | None
     slots: int
     cost: float | None
+    start_seconds: float | None
     loss: tuple[float, float] | None
     loss_scale: LossScale | None
     skips: Skips
@@ -121,6 +123,7 @@ def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary
         last_step=last,
         slots=len(totals),
         cost=_cost(steps),
+        start_seconds=None if epoch is not None else _start_seconds(run),
         loss=_loss(steps),
         loss_scale=_loss_scale(steps),
         skips=_skips(run, steps),
@@ -146,6 +149,11 @@ def _cost(steps: pa.Table) -> float | None:
     own = pc.sum(steps["numwatch_seconds"]).as_py() or 0.0
     without = (pc.sum(steps["step_seconds"]).as_py() or 0.0) - own
     return own / without if without > 0 else None
+
+
+def _start_seconds(run: Run) -> float:
+    starts = [event for event in run.events() if event["kind"] == "start"]
+    return sum(float(event["numwatch_seconds"]) for event in starts)
 
 
 def _loss(steps: pa.Table) -> tuple[float, float] | None:

@@ -61,7 +61,8 @@ def _title(summary: Summary) -> Text:
     if summary.slots:
         parts.append(_several(summary.slots, "slot"))
     if summary.cost is not None:
-        parts.append(f"cost {share_text(summary.cost)} of step time")
+        start = f" + {summary.start_seconds:.1f} s to start" if summary.start_seconds else ""
+        parts.append(f"cost {share_text(summary.cost)} of step time{start}")
     title = Text().append("numwatch", style="bold")
     for part in parts:
         title.append(" · ", style="dim").append(part)

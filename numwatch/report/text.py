@@ -21,6 +21,7 @@ _ASCII = str.maketrans(
     }
 )
 _LONGEST_INTEGER = 1e6
+_SHOWN_BITS = 0.05
 _WHOLE_BITS = 10.0
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -59,6 +60,8 @@ def bits_text(bits: float | None) -> str:
     """Returns `0.1 bit`, `3.4 bits`, `31 bits`."""
     if bits is None or not math.isfinite(bits):
         return UNKNOWN
+    if abs(bits) < _SHOWN_BITS:
+        bits = 0.0  # amax scaled to the format's very limit: no sign before a nought
     number = f"{bits:.0f}" if abs(bits) >= _WHOLE_BITS else f"{bits:.1f}"
     return f"{number} bit{'' if abs(bits) <= 1 else 's'}"
 

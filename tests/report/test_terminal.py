@@ -180,6 +180,7 @@ def test_bounded_text(share, estimated, text):
         (3.44, "3.4 bits"),
         (31.2, "31 bits"),
         (-2.5, "-2.5 bits"),
+        (-1e-9, "0.0 bit"),
     ],
 )
 def test_bits_text(bits, text):

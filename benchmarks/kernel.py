@@ -8,16 +8,14 @@ other in one process; the medians over all rounds are compared. `x.norm()` is a 
 """
 
 import argparse
-import datetime as dt
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from machine import device_name, machine
 
 from numwatch.stats import accumulate, accumulate_amax, new_rows, warm_up
 
@@ -79,19 +77,6 @@ def measure(n: int, dtype: torch.dtype, device: str, seconds: float) -> dict[str
     }
 
 
-def describe(device: str) -> dict[str, object]:
-    """Returns what one must know to compare these figures with others."""
-    processor = platform.processor() or platform.machine()
-    return {
-        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-        "device": processor if device == "cpu" else torch.cuda.get_device_name(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("numwatch", "torch", "numba", "numpy")},
-    }
-
-
 def main() -> None:
     """Prints the table and writes it with its circumstances as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -120,9 +105,9 @@ def main() -> None:
             print(*(f"{row[f'{column}_us']:>11.1f}" for column in columns), end=" ")
             print("{:>11.2f} {:>12.2f} {:>10.2f}".format(*(row[ratio] for ratio in ratios)))
 
-    out = args.out or Path(__file__).parent / "results" / f"kernel-{args.device}.json"
+    out = args.out or Path(__file__).parent / "results" / f"kernel-{device_name(args.device)}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**describe(args.device), "rows": rows}, indent=2) + "\n")
+    out.write_text(json.dumps({"machine": machine(args.device), "rows": rows}, indent=2) + "\n")
     print(f"written to {out}")
 
 

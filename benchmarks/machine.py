@@ -4,6 +4,7 @@ import datetime as dt
 import os
 import platform
 import re
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ def machine(device: str) -> dict[str, object]:
         "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "versions": {
             "python": platform.python_version(),
             "numpy": np.__version__,
             "torch": torch.__version__,
+            "numba": version("numba"),
             "numwatch": numwatch.__version__,
         },
     }

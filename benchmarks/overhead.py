@@ -262,6 +262,7 @@ def main() -> None:
         "context": CONTEXT,
         "results": found,
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
 
 

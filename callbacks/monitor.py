@@ -1,6 +1,7 @@
 """`NumericsMonitor`: one callback that watches the numbers of a run."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class NumericsMonitor(Callback):
 
     Args:
         every_n_steps: Full rows every so many optimizer steps.
-        amax_every_n_steps: Amax alone every so many optimizer steps; 0 for never.
+        amax_every_n_steps: Amax and non-finites alone every so many optimizer steps; 0 for never.
         include: Globs of modules (`model.blocks.*`) or slots (`model.blocks.*:grad_output`) that
             replace the default choice: GEMM modules in all roles, and the outputs of embeddings
             and norms.
@@ -62,8 +63,10 @@ class NumericsMonitor(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Opens the record and puts the hooks in place, once every strategy and plugin has."""
         self._close()
-        log_dir = self._dir or trainer.log_dir  # asked for on every rank: it is broadcast
-        self.directory = self._resumed or Path(log_dir) / RECORD_FOLDER
+        log_dir = trainer.log_dir  # asked for on every rank: it is broadcast
+        # A logger may have no directory: those of `fast_dev_run`, or one of the user's own.
+        chosen = Path(self._dir or log_dir or trainer.default_root_dir).absolute()
+        self.directory = self._resumed or chosen / RECORD_FOLDER
         self._resumed = None
         if not trainer.is_global_zero:
             return
@@ -74,7 +77,7 @@ class NumericsMonitor(Callback):
             precision=str(trainer.precision),
             optimizers=trainer.optimizers,
             scaler=trainer.scaler,
-            views=views_of(trainer.loggers),
+            views=partial(views_of, trainer.loggers),
             console=Console() if self._summary else None,
         )
 
@@ -102,6 +105,21 @@ class NumericsMonitor(Callback):
         step = self._session.step
         if step is not None and trainer.global_step > step:
             self._session.end_step(epoch=trainer.current_epoch, batch=batch_idx)
+
+    def on_validation_start(self, _trainer: Any, _pl_module: Any) -> None:
+        """Takes the hooks off the modules: a validation is not the step's."""
+        if self._session:
+            self._session.pause()
+
+    def on_validation_end(self, _trainer: Any, _pl_module: Any) -> None:
+        """Puts them back."""
+        if self._session:
+            self._session.resume()
+
+    @property
+    def state_key(self) -> str:
+        """Tells monitors of different directories apart in checkpoints."""
+        return self._generate_state_key(dir=self._dir)
 
     def on_train_epoch_end(self, trainer: Any, _pl_module: Any) -> None:
         """Prints the epoch's summary."""

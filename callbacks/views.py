@@ -16,7 +16,8 @@ def views_of(loggers: Iterable[Any]) -> list[View]:
 def _view_of(logger: Any) -> View:
     # Loggers of either namespace, so by what their writer can do and not by their class.
     writer: Any = getattr(logger, "experiment", None)
-    if hasattr(writer, "add_custom_scalars"):
+    # The class is asked: Lightning's dummy of a writer has whatever attribute it is asked for.
+    if hasattr(type(writer), "add_custom_scalars"):
         from numwatch.report.tensorboard import TensorBoardView
 
         return TensorBoardView(writer)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,6 +83,7 @@ def report(
     """Print what a run's tensors looked like, the worst ones first.
 
     Reads the record alone, so it works while the run is under way, after a crash, and years later.
+    Of a damaged record it prints what is left, and exits with 2.
     """
     from numwatch.record import open_run
     from numwatch.report import print_summary, summarize
@@ -90,12 +92,17 @@ def report(
     record = open_run(run)
     if epoch is not None and epoch not in (known := epochs(record)):
         held = f"epochs {known[0]} to {known[-1]}" if known else "none"
+        held += f", but {_damage(record.problems)}" if record.problems else ""
         raise NumwatchError(f"no epoch {epoch} in {record.path}: the record holds {held}")
     summary = summarize(record, epoch=epoch, worst=worst)
     if as_json:
         _print_json(summary.as_dict())
     else:
         print_summary(summary, Console())
+    if summary.problems:
+        raise NumwatchError(
+            f"{_damage(summary.problems)} in {record.path}; the report rests on what is left"
+        )
 
 
 @app.command()
@@ -134,12 +141,15 @@ def demo(
     """
     from numwatch.demo import run_demo
 
-    chosen = {} if steps is None else {"steps": steps}
-    run_demo(precision=precision, device=device, out=out, **chosen)
+    run_demo(precision=precision, steps=steps, device=device, out=out)
 
 
 def _print_json(content: object) -> None:
     typer.echo(json.dumps(content, indent=2, allow_nan=False))
+
+
+def _damage(problems: Sequence[str]) -> str:
+    return f"{len(problems)} part{'' if len(problems) == 1 else 's'} can't be read"
 
 
 def _refuse(text: str) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from numwatch.errors import NumwatchError
 from numwatch.record import RECORD_FOLDER
 from numwatch.session import Session, Settings, View
 from numwatch.taps.scaler import Scaler
@@ -25,21 +27,28 @@ if TYPE_CHECKING:
 class LoopWatch:
     """What `watch` returns: a context manager, told of every step by `step`.
 
-    Between entering and leaving, the model carries numwatch's hooks; afterwards it carries none.
+    Between entering and leaving, the model carries numwatch's hooks; before and afterwards none.
+
+    Attributes:
+        directory: Where the record is.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, directory: Path, start: Callable[[Path], Session]) -> None:
+        self.directory = directory.absolute()
+        self._start = start
+        self._entered: Session | None = None
         self._step = 0
         self._epoch = 0
 
     @property
-    def directory(self) -> Path:
-        """Where the record is."""
-        return self._session.directory
+    def _session(self) -> Session:
+        if self._entered is None:
+            raise NumwatchError("numwatch.watch(...) watches inside its `with` block only")
+        return self._entered
 
     def __enter__(self) -> Self:
-        """Opens the first step."""
+        """Opens the record, puts the hooks in place and opens the first step."""
+        self._entered = self._start(self.directory)
         self._session.begin_step(self._step)
         return self
 
@@ -71,6 +80,7 @@ class LoopWatch:
     ) -> None:
         """Takes every hook off, flushes, and prints the summary, after an exception too."""
         self._session.close()
+        self._entered = None
 
 
 def watch(
@@ -91,7 +101,7 @@ def watch(
 
     Example:
         >>> import torch, numwatch
-        >>> model = torch.nn.Linear(4, 2)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 2))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> with numwatch.watch(model, optimizer, dir=tmp, summary=False) as watch:
         ...     for _ in range(3):
@@ -109,7 +119,7 @@ def watch(
         scaler: The gradient scaler, where there is one.
         dir: Directory of the run; the record goes to `<dir>/numwatch`.
         every_n_steps: Full rows every so many steps.
-        amax_every_n_steps: Amax alone every so many steps; 0 for never.
+        amax_every_n_steps: Amax and non-finites alone every so many steps; 0 for never.
         include: Globs of modules (`blocks.*`) or slots (`blocks.*:grad_output`) that replace the
             default choice: GEMM modules in all roles, outputs of embeddings and norms.
         exclude: Globs taken away from it.
@@ -121,23 +131,29 @@ def watch(
         NumwatchError: A cadence is not a positive integer.
     """
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or []
-    views: list[View] = []
-    if writer is not None:
-        from numwatch.report.tensorboard import TensorBoardView
+    settings = Settings(every_n_steps, amax_every_n_steps, include, exclude, strict)
 
-        views.append(TensorBoardView(writer))
-    return LoopWatch(
-        Session(
+    def start(directory: Path) -> Session:
+        return Session(
             model,
-            Path(dir) / RECORD_FOLDER,
-            settings=Settings(every_n_steps, amax_every_n_steps, include, exclude, strict),
+            directory,
+            settings=settings,
             precision=_precision(model, scaler),
             optimizers=optimizers,
             scaler=scaler,
-            views=views,
+            views=partial(_views, writer),
             console=Console() if summary else None,
         )
-    )
+
+    return LoopWatch(Path(dir) / RECORD_FOLDER, start)
+
+
+def _views(writer: SummaryWriter | None) -> list[View]:
+    if writer is None:
+        return []
+    from numwatch.report.tensorboard import TensorBoardView
+
+    return [TensorBoardView(writer)]
 
 
 def _precision(model: nn.Module, scaler: Scaler | None) -> str:

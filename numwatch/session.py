@@ -1,7 +1,7 @@
 """One attempt at a run: what is watched goes to the record, and from there to a person."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,7 +26,7 @@ class Settings:
 
     Attributes:
         every_n_steps: Full rows every so many steps.
-        amax_every_n_steps: Amax alone every so many steps; 0 for never.
+        amax_every_n_steps: Amax and non-finites alone every so many steps; 0 for never.
         include: Globs of modules (`blocks.*`) or slots (`blocks.*:grad_output`) that replace the
             default choice.
         exclude: Globs taken away from it.
@@ -72,13 +72,13 @@ class Session:
         precision: str,
         optimizers: Sequence[torch.optim.Optimizer] = (),
         scaler: Scaler | None = None,
-        views: Sequence[View] = (),
+        views: Callable[[], Sequence[View]] = tuple,
         console: Console | None = None,
     ) -> None:
-        self.directory = directory
+        self.directory = directory.absolute()  # the run may change its working directory
         self._gate = Gate(strict=settings.strict)
         self._gate.on_break = self._release
-        self._views = views
+        self._views: Sequence[View] = ()
         self._console = console
         self._started = False
         self._described: tuple[SlotInfo, ...] = ()
@@ -90,7 +90,7 @@ class Session:
                 model, self._gate, settings.schedule, settings.include, settings.exclude
             )
             self._recorder = Recorder.open(
-                directory,
+                self.directory,
                 precision=_with_float8(precision, model),
                 device=_device_name(model),
                 arguments=asdict(settings),
@@ -99,6 +99,7 @@ class Session:
             # Compiling belongs to no step. It takes seconds once in an environment.
             if device_of(model).type == "cpu":
                 warm_up((torch.float32, torch.bfloat16, torch.float16))
+            self._views = views()
             self._watch.attach(optimizers, scaler)
 
     @property
@@ -140,6 +141,18 @@ class Session:
             with self._gate.watching():
                 self._watch.end(epoch=epoch, batch=batch)
                 self._keep()
+
+    def pause(self) -> None:
+        """Takes the hooks off the modules for a validation, which is not the step's."""
+        if self.watching and self._watch:
+            with self._gate.watching():
+                self._watch.pause()
+
+    def resume(self) -> None:
+        """Puts them back."""
+        if self.watching and self._watch:
+            with self._gate.watching():
+                self._watch.resume()
 
     def end_epoch(self, epoch: int) -> None:
         """Flushes the record and prints the epoch's summary out of it."""

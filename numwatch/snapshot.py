@@ -95,7 +95,8 @@ class Rows:
         loss_scales: float64 [n]; the loss scale a row's numbers are multiplied by, 1 for forward
             roles.
         casts: A `Cast` for each row whose operand a library casts itself, else None.
-        full: False where only `amax` and `numel` were measured.
+        full: False where only amax, numel and the non-finite elements were measured; see
+            `stats.layout.AMAX_ONLY`.
     """
 
     slots: tuple[str, ...]

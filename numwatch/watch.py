@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from numwatch.errors import NumwatchError
 from numwatch.snapshot import SlotInfo, Snapshot, StepScalars
 from numwatch.taps.collector import Collector, SentRows
 from numwatch.taps.gate import Gate, Mode
-from numwatch.taps.modules import attach_modules
+from numwatch.taps.modules import attach_modules, attach_weights
 from numwatch.taps.optimizers import OptimizerTaps
 from numwatch.taps.scaler import Scaler, found_inf, handles_unscaling, loss_scale
 from numwatch.taps.selection import select, weight_of
@@ -29,7 +30,7 @@ class Schedule:
 
     Attributes:
         every_n_steps: Full rows at every step divisible by it.
-        amax_every_n_steps: Amax alone at every other step divisible by it; 0 for never.
+        amax_every_n_steps: Amax and non-finites alone at each other step divisible by it; 0: never.
     """
 
     every_n_steps: int = EVERY_N_STEPS
@@ -46,13 +47,16 @@ class Schedule:
             if not isinstance(value, int) or value < least:
                 raise NumwatchError(f"{name} must be an integer of at least {least}, got {value!r}")
 
-    def mode(self, step: int) -> Mode:
-        """Returns what step `step` records."""
-        if step % self.every_n_steps == 0:
+    def mode(self, step: int, previous: int | None = None) -> Mode:
+        """Returns what step `step` records: is it, or did it pass since `previous`, a multiple?
+
+        Step numbers may leave some out: each optimizer of a manual optimization counts.
+        """
+        before = step - 1 if previous is None else previous
+        if step // self.every_n_steps > before // self.every_n_steps:
             return Mode.FULL
-        if self.amax_every_n_steps and step % self.amax_every_n_steps == 0:
-            return Mode.AMAX
-        return Mode.OFF
+        n = self.amax_every_n_steps
+        return Mode.AMAX if n and step // n > before // n else Mode.OFF
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,14 @@ class Watch:
         self._optimizers: list[torch.optim.Optimizer] = []
         self._scaler: Scaler | None = None
         self._handles: list[RemovableHandle] = []
+        self._module_handles: list[RemovableHandle] = []
+        self._paused_mode = Mode.OFF
         self._ended: list[_EndedStep] = []
         self._deliveries: list[_Delivery] = []
         self._started = 0.0
+        self._previous: int | None = None
+        self._model = model
+        self._hooked_weights: set[int] = set()
         self._carried_seconds = 0.0
 
     @property
@@ -123,15 +132,40 @@ class Watch:
         """Puts the hooks in place, for the whole training."""
         self._optimizers = list(optimizers)
         self._scaler = scaler
-        self._handles += attach_modules(self._taps, self.gate, self._collector)
         self._handles += self._optimizer_taps.attach(self._optimizers)
+        self.resume()
 
     def detach(self) -> None:
         """Takes every hook off. What was sent can still be collected."""
-        self.gate.mode = Mode.OFF
-        for handle in self._handles:
+        self.pause()
+        self._paused_mode = self.gate.mode = Mode.OFF
+        self._remove(self._handles)
+        self._hooked_weights.clear()
+
+    def pause(self) -> None:
+        """Takes the hooks off the modules for a validation.
+
+        Its forwards are not the step's, and torch leaves its fast path for inference where a
+        module carries hooks.
+        """
+        if self._module_handles:
+            self._paused_mode, self.gate.mode = self.gate.mode, Mode.OFF
+        self._remove(self._module_handles)
+        self._remove(self.gate.step_handles)
+        self.gate.model = None
+
+    def resume(self) -> None:
+        """Puts the hooks back on the modules."""
+        if not self._module_handles:
+            self.gate.model = self._model
+            self.gate.mode = self._paused_mode
+            self._module_handles = attach_modules(self._taps, self.gate, self._collector)
+
+    @staticmethod
+    def _remove(handles: list[RemovableHandle]) -> None:
+        for handle in handles:
             handle.remove()
-        self._handles.clear()
+        handles.clear()
 
     def begin(self, step: int) -> None:
         """Opens a step, before its first forward."""
@@ -141,11 +175,15 @@ class Watch:
         self.step = step
         self._optimizer_taps.reset()
         self._tape.put("loss_scale_before", loss_scale(self._scaler))
-        self.gate.mode = self._schedule.mode(step)
+        self.gate.mode = self._schedule.mode(step, self._previous)
+        self._previous = step
         if self.gate.mode:
+            self._handles += attach_weights(
+                self._taps, self.gate, self._collector, self._hooked_weights
+            )
             for tap in self._taps:
                 weight = weight_of(tap.module)
-                if "weight" in tap.slots and weight is not None:
+                if "weight" in tap.slots and weight is not None and not is_lazy(weight):
                     self._collector.see(tap.slots["weight"], weight, tap)
 
     def add_loss(self, loss: Tensor | float) -> None:
@@ -154,7 +192,7 @@ class Watch:
             if loss.numel() == 1:
                 self._tape.add("loss", loss)
         else:
-            self._tape.put("loss", loss)
+            self._tape.add("loss", loss)
 
     def before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Looks at the gradients between unscaling and clipping, where the caller knows the time.
@@ -173,11 +211,13 @@ class Watch:
         """Closes the step, after the optimizer's step and the scaler's update."""
         if self.step is None:
             return
-        if self._optimizers:
-            self._tape.put("lr", self._optimizers[0].param_groups[0]["lr"])
+        lr = _learning_rate(self._optimizers)
+        if lr is not None:
+            self._tape.put("lr", lr)
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
         self._tape.next()
         rows = self._collector.send() if self.gate.mode else None
+        self._remove(self.gate.step_handles)
         self.gate.mode = Mode.OFF
         inside = self.gate.take_seconds()
         self._ended.append(
@@ -244,6 +284,13 @@ def _unpack(delivery: _Delivery, *, has_scaler: bool) -> list[Snapshot]:
             rows = delivery.rows.rows(scalars.loss_scale_before)
         snapshots.append(Snapshot(ended.step, scalars, rows))
     return snapshots
+
+
+def _learning_rate(optimizers: Sequence[torch.optim.Optimizer]) -> Tensor | float | None:
+    """Returns the first optimizer's; some have none, or choose it themselves."""
+    groups = optimizers[0].param_groups if optimizers else []
+    lr = groups[0].get("lr") if groups else None
+    return lr if isinstance(lr, (Tensor, float, int)) else None
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -64,8 +64,13 @@ def test_a_truncated_part_is_said_in_the_report(command, run_dir):
     part = run_dir / "steps" / "attempt-000-part-00000.parquet"
     part.write_bytes(part.read_bytes()[:50])
     code, out, err = command("report", run_dir)
-    assert (code, err) == (0, "")
+    assert code == 2
+    assert err == (
+        f"numwatch: 1 part can't be read in {run_dir}; the report rests on what is left\n"
+    )
     assert "attempt-000-part-00000.parquet is damaged and left out" in out
+    assert json.loads(command("report", run_dir, "--json")[1])["steps"] == 0
+    refused(command("report", run_dir, "--epoch", "0"), "none, but 1 part can't be read")
 
 
 @pytest.mark.parametrize(
@@ -148,8 +153,8 @@ def test_demo_hands_its_options_on(command, monkeypatch):
         command("demo", "--precision", "fp8", "--steps", 5, "--device", "cpu", "--out", "x")[0] == 0
     )
     assert calls == [
-        {"precision": "16-mixed", "device": "auto", "out": Path("demo-run")},
-        {"precision": "fp8", "device": "cpu", "out": Path("x"), "steps": 5},
+        {"precision": "16-mixed", "steps": None, "device": "auto", "out": Path("demo-run")},
+        {"precision": "fp8", "steps": 5, "device": "cpu", "out": Path("x")},
     ]
 
 

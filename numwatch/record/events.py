@@ -7,6 +7,7 @@ from numwatch.stats.layout import NANS, NEGINFS, POSINFS
 def events_of(snapshot: Snapshot) -> list[tuple[str, dict[str, object]]]:
     """Returns the kind and the details of each event of a step.
 
+    Beside them the session writes a `start` with the seconds numwatch took before the first step.
     Kinds: `skip` (the optimizer left the weights alone), `overflow` (the scaler found a non-finite
     gradient), `backoff` and `growth` (the loss scale moved), `nonfinite` (slots that held NaN or
     inf on a recorded step).

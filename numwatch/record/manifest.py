@@ -13,8 +13,17 @@ from typing import Any
 
 from numwatch.record.errors import RecordError
 from numwatch.record.schema import SCHEMA_VERSION
+from numwatch.snapshot import SlotInfo
 
 _NAME = re.compile(r"manifest(?:-(\d{3,}))?\.json")
+
+_SLOT_TYPES = {
+    **dict.fromkeys(("slot", "module", "role", "module_class"), str),
+    "shape": list | None,
+    "dtype": str | None,
+    "format": str | None,
+    "order": int | None,
+}
 
 Manifest = dict[str, Any]
 
@@ -76,6 +85,15 @@ def read_manifest(path: Path) -> Manifest:
     return content
 
 
+def read_slots(manifest: Manifest) -> tuple[list[SlotInfo], int]:
+    """Returns the slots one attempt's manifest describes, and how many entries can't be read."""
+    entries = manifest.get("slots", [])
+    if not isinstance(entries, list):
+        return [], 1
+    slots = [_slot_info(entry) for entry in entries]
+    return [slot for slot in slots if slot], slots.count(None)
+
+
 def check_version(directory: Path) -> None:
     """Refuses a record that a newer numwatch wrote; a damaged manifest refuses nothing.
 
@@ -89,6 +107,16 @@ def check_version(directory: Path) -> None:
             raise
         except RecordError:
             continue
+
+
+def _slot_info(entry: Any) -> SlotInfo | None:
+    if not isinstance(entry, dict):
+        return None
+    known = {name: entry[name] for name in _SLOT_TYPES if name in entry}
+    if not all(isinstance(known.get(name), kind) for name, kind in _SLOT_TYPES.items()):
+        return None
+    shape = known.get("shape")
+    return SlotInfo(**{**known, "shape": None if shape is None else tuple(shape)})
 
 
 def _create(path: Path, content: Manifest) -> bool:

@@ -9,24 +9,8 @@ import pyarrow as pa
 
 from numwatch.record.schema import STEPS, TENSORS
 from numwatch.snapshot import Rows, Snapshot, StepScalars
-from numwatch.stats import (
-    AMAX,
-    AMIN,
-    BINADES,
-    CALLS,
-    NANS,
-    NEGINFS,
-    NUMEL,
-    POSINFS,
-    POW2S,
-    SUM,
-    SUMSQ,
-    ZEROS,
-)
 from numwatch.stats.binades import BINADE_MIN
-
-_COUNTS = {"zeros": ZEROS, "nans": NANS, "posinfs": POSINFS, "neginfs": NEGINFS, "pow2s": POW2S}
-_REALS = {"amin": AMIN, "sum": SUM, "sumsq": SUMSQ}
+from numwatch.stats.layout import AMAX_ONLY, BINADES, COUNT_COLUMNS, REAL_COLUMNS
 
 
 def steps_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
@@ -52,18 +36,21 @@ def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
     reals = np.concatenate([rows.reals for rows in all_rows])
     amax_only = np.repeat([not rows.full for rows in all_rows], lengths)
     first, binades = _binades(counts, amax_only)
+    measured = {
+        **{name: counts[:, at] for name, at in COUNT_COLUMNS.items()},
+        **{name: reals[:, at] for name, at in REAL_COLUMNS.items()},
+    }
     columns = {
         "attempt": np.full(len(counts), attempt, np.int32),
         "step": np.repeat([step for step, _ in seen], lengths),
         "slot": [slot for rows in all_rows for slot in rows.slots],
-        "calls": counts[:, CALLS],
-        "numel": counts[:, NUMEL],
-        "amax": reals[:, AMAX],
         "loss_scale": np.concatenate([rows.loss_scales for rows in all_rows]),
         "binade_first": pa.array(first, mask=amax_only),
         "binades": binades,
-        **{name: pa.array(counts[:, at], mask=amax_only) for name, at in _COUNTS.items()},
-        **{name: pa.array(reals[:, at], mask=amax_only) for name, at in _REALS.items()},
+        **{
+            name: values if name in AMAX_ONLY else pa.array(values, mask=amax_only)
+            for name, values in measured.items()
+        },
         **_casts(all_rows),
     }
     return pa.table(columns, schema=TENSORS)

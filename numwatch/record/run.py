@@ -19,6 +19,7 @@ from numwatch.record.manifest import (
     attempts_in,
     manifest_path,
     read_manifest,
+    read_slots,
 )
 from numwatch.record.parts import DAMAGED, Part, open_part, part_files, read_part
 from numwatch.record.schema import SCHEMA_VERSION, TABLES
@@ -69,8 +70,14 @@ class Run:
     @cached_property
     def slots(self) -> dict[str, SlotInfo]:
         """Every slot of the run by name; where attempts differ, as the last one describes it."""
-        described = (slot for attempt in self.attempts for slot in attempt.get("slots", ()))
-        return {slot["slot"]: _slot_info(slot) for slot in described}
+        found = {}
+        for attempt in self.attempts:
+            slots, unreadable = read_slots(attempt)
+            found.update({slot.slot: slot for slot in slots})
+            if unreadable:
+                number = attempt.get("attempt")
+                self._problem(f"attempt {number}: its manifest's slots can't all be read")
+        return found
 
     @property
     def precision(self) -> str:
@@ -210,12 +217,6 @@ class Run:
     def _problem(self, text: str) -> None:
         if text not in self.problems:
             self.problems.append(text)
-
-
-def _slot_info(described: dict[str, Any]) -> SlotInfo:
-    known = {key: described[key] for key in SlotInfo.__dataclass_fields__ if key in described}
-    shape = known.get("shape")
-    return SlotInfo(**{**known, "shape": None if shape is None else tuple(shape)})
 
 
 def _slot_filter(slot: str | None, module: str | None, role: str | None) -> pc.Expression | None:

@@ -23,9 +23,9 @@ TENSORS = _schema(
     ("calls", pa.int64(), _ALWAYS),
     ("numel", pa.int64(), _ALWAYS),
     ("zeros", pa.int64(), _NULLABLE),
-    ("nans", pa.int64(), _NULLABLE),
-    ("posinfs", pa.int64(), _NULLABLE),
-    ("neginfs", pa.int64(), _NULLABLE),
+    ("nans", pa.int64(), _ALWAYS),
+    ("posinfs", pa.int64(), _ALWAYS),
+    ("neginfs", pa.int64(), _ALWAYS),
     ("pow2s", pa.int64(), _NULLABLE),
     ("amax", pa.float64(), _ALWAYS),
     ("amin", pa.float64(), _NULLABLE),
@@ -42,9 +42,9 @@ TENSORS = _schema(
 """One row per slot and recorded step.
 
 `binades[i]` counts the elements with 2^e <= |x| < 2^(e+1), e = `binade_first` + i; see
-`numwatch.TensorStats` for this and the other measures. On steps at which only amax was measured,
-the nullable columns are null. The `cast_` columns are what a library's own cast of the tensor did
-(`numwatch.snapshot.Cast`), null where there is none.
+`numwatch.TensorStats` for this and the other measures. On steps at which only amax and the
+non-finite elements were measured, the nullable columns are null. The `cast_` columns are what a
+library's own cast of the tensor did (`numwatch.snapshot.Cast`), null where there is none.
 """
 
 STEPS = _schema(

@@ -9,35 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from numwatch.stats import (
-    AMAX,
-    AMIN,
-    CALLS,
-    COUNTS,
-    NANS,
-    NEGINFS,
-    NUMEL,
-    POSINFS,
-    POW2S,
-    REALS,
-    SUM,
-    SUMSQ,
-    ZEROS,
-    TensorStats,
-    unpack_row,
-)
+from numwatch.stats import AMIN, COUNTS, REALS, TensorStats, unpack_row
 from numwatch.stats.binades import BINADE_MIN
+from numwatch.stats.layout import COUNT_COLUMNS, REAL_COLUMNS
 
-_COUNTS = {
-    "zeros": ZEROS,
-    "nans": NANS,
-    "posinfs": POSINFS,
-    "neginfs": NEGINFS,
-    "pow2s": POW2S,
-    "numel": NUMEL,
-    "calls": CALLS,
-}
-_REALS = {"amax": AMAX, "amin": AMIN, "sum": SUM, "sumsq": SUMSQ}
+_NONFINITES = ("nans", "posinfs", "neginfs")
 
 
 @dataclass(frozen=True)
@@ -67,7 +43,10 @@ class SlotTotals:
         stats: The full rows merged; empty where there is none. Gradients are multiplied by the
             loss scale of their step.
         full_rows: How many rows that is.
-        rows: How many rows there are, amax-only ones included.
+        amax_only_rows: How many rows there are beside them.
+        nans: NaN elements in all rows, amax-only ones included, unlike `stats.nans`.
+        posinfs: Elements that are +inf, likewise.
+        neginfs: Elements that are -inf, likewise.
         amax: Largest amax of all rows.
         amax_unscaled: The same with each row's amax divided by its loss scale.
         loss_scale: Largest loss scale of all rows; 1.0 where none applies.
@@ -77,11 +56,24 @@ class SlotTotals:
     slot: str
     stats: TensorStats
     full_rows: int
-    rows: int
+    amax_only_rows: int
+    nans: int
+    posinfs: int
+    neginfs: int
     amax: float
     amax_unscaled: float
     loss_scale: float
     cast: CastTotals | None
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self.full_rows + self.amax_only_rows
+
+    @property
+    def nonfinites(self) -> int:
+        """NaN and infinite elements in all rows."""
+        return self.nans + self.posinfs + self.neginfs
 
 
 def slot_totals(tables: Iterable[pa.Table]) -> dict[str, SlotTotals]:
@@ -100,6 +92,7 @@ class _Totals:
         self._counts = np.zeros((0, COUNTS), np.int64)
         self._reals = np.zeros((0, REALS))
         self._rows = np.zeros((0, 2), np.int64)
+        self._nonfinites = np.zeros((0, len(_NONFINITES)), np.int64)
         self._peaks = np.zeros((0, 4))
         self._casts = np.zeros((0, 3), np.int64)
         self._cast_formats: dict[int, str] = {}
@@ -107,7 +100,8 @@ class _Totals:
     def add(self, table: pa.Table) -> None:
         ids = self._slot_ids(table)
         amax, loss_scale = _numbers(table, "amax"), _numbers(table, "loss_scale")
-        np.add.at(self._rows[:, 0], ids, 1)
+        for column, name in enumerate(_NONFINITES):
+            np.add.at(self._nonfinites[:, column], ids, table[name].to_numpy())
         # A scaler has no floor: the loss scale can be 0, and all it scaled with it.
         with np.errstate(over="ignore"):
             unscaled = np.divide(amax, loss_scale, out=np.zeros_like(amax), where=loss_scale > 0)
@@ -115,6 +109,7 @@ class _Totals:
         for column in range(peaks.shape[1]):
             np.maximum.at(self._peaks[:, column], ids, peaks[:, column])
         full = table["binades"].is_valid().to_numpy()
+        np.add.at(self._rows, (ids, np.where(full, 0, 1)), 1)
         self._add_full(table.filter(full), ids[full])
         cast = full & table["cast_format"].is_valid().to_numpy()
         if cast.any():
@@ -123,14 +118,27 @@ class _Totals:
     def of(self, slot: str) -> SlotTotals:
         i = self.ids[slot]
         amax, unscaled, loss_scale, cast_peak = self._peaks[i].tolist()
-        rows, full_rows = self._rows[i].tolist()
         cast = None
         if i in self._cast_formats:
             peak = cast_peak if cast_peak > 0 else float("nan")
             flushed, saturated, nonzeros = self._casts[i].tolist()
             cast = CastTotals(self._cast_formats[i], flushed, saturated, nonzeros, peak)
         stats = unpack_row(self._counts[i], self._reals[i])
-        return SlotTotals(slot, stats, full_rows, rows, amax, unscaled, loss_scale, cast)
+        full_rows, amax_only_rows = self._rows[i].tolist()
+        nans, posinfs, neginfs = self._nonfinites[i].tolist()
+        return SlotTotals(
+            slot=slot,
+            stats=stats,
+            full_rows=full_rows,
+            amax_only_rows=amax_only_rows,
+            nans=nans,
+            posinfs=posinfs,
+            neginfs=neginfs,
+            amax=amax,
+            amax_unscaled=unscaled,
+            loss_scale=loss_scale,
+            cast=cast,
+        )
 
     def _slot_ids(self, table: pa.Table) -> npt.NDArray[np.int64]:
         encoded = pc.dictionary_encode(table["slot"].combine_chunks())
@@ -141,15 +149,15 @@ class _Totals:
             self._reals = _grown(self._reals, new)
             self._reals[-new:, AMIN] = np.inf
             self._rows, self._peaks = _grown(self._rows, new), _grown(self._peaks, new)
+            self._nonfinites = _grown(self._nonfinites, new)
             self._casts = _grown(self._casts, new)
         ids: npt.NDArray[np.int64] = np.array(own, np.int64)[encoded.indices.to_numpy()]
         return ids
 
     def _add_full(self, table: pa.Table, ids: npt.NDArray[np.int64]) -> None:
-        np.add.at(self._rows[:, 1], ids, 1)
-        for name, at in _COUNTS.items():
+        for name, at in COUNT_COLUMNS.items():
             np.add.at(self._counts[:, at], ids, table[name].to_numpy())
-        for name, at in _REALS.items():
+        for name, at in REAL_COLUMNS.items():
             merge = {"amax": np.maximum, "amin": np.minimum}.get(name, np.add)
             merge.at(self._reals[:, at], ids, table[name].to_numpy())
         lengths = pc.list_value_length(table["binades"]).to_numpy()

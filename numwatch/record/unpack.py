@@ -23,14 +23,15 @@ def iter_rows(table: pa.Table) -> Iterator[tuple[int, Row]]:
 def row_stats(row: Mapping[str, Any]) -> TensorStats:
     """Returns the statistics a row of the `tensors` table holds, given as a mapping.
 
-    What an amax-only row has not measured reads as in an empty tensor: no counts, amin inf.
+    What an amax-only row has not measured reads as in an empty tensor: no zeros, no binades, amin
+    inf.
     """
     return TensorStats(
         numel=row["numel"],
         zeros=row["zeros"] or 0,
-        nans=row["nans"] or 0,
-        posinfs=row["posinfs"] or 0,
-        neginfs=row["neginfs"] or 0,
+        nans=row["nans"],
+        posinfs=row["posinfs"],
+        neginfs=row["neginfs"],
         pow2s=row["pow2s"] or 0,
         amax=row["amax"],
         amin=math.inf if row["amin"] is None else row["amin"],

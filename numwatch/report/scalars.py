@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
 
-from numwatch.report.tb_figures import Figures, figures
+from numwatch.report.figures import SlotFigures, rows_figures
 from numwatch.report.tb_tags import (
     STEP_GROUP,
     role_group,
@@ -31,12 +31,12 @@ def scalars(
 
     Args:
         snapshot: The step. Without rows only the step's own figures are returned, with amax-only
-            rows besides only what follows from amax.
+            rows besides only what follows from amax and the non-finite elements.
         slots: What is known of each slot, by its name; decides which format the figures are about.
         named: Slots that get tags of their own. Whoever logs a whole run keeps this set stable
             (see `tb_curation.Curation`), lest each step brings new tags.
     """
-    rows = [] if snapshot.rows is None else list(figures(snapshot.rows, slots))
+    rows = [] if snapshot.rows is None else list(rows_figures(snapshot.rows, slots))
     return {
         **step_scalars(snapshot.scalars, rows),
         **role_scalars(rows),
@@ -44,14 +44,14 @@ def scalars(
     }
 
 
-def step_scalars(step: StepScalars, rows: Sequence[Figures] = ()) -> dict[str, float]:
+def step_scalars(step: StepScalars, rows: Sequence[SlotFigures] = ()) -> dict[str, float]:
     """Returns the step's own figures: loss scale, skips, gradient norm, cost.
 
     `cost_percent` is numwatch's time in percent of what the step would have taken without it.
-    `nonfinite_slots` counts the slots with a NaN or infinite element, where that was measured.
+    `nonfinite_slots` counts the slots with a NaN or infinite element.
     """
     others = step.step_seconds - step.numwatch_seconds
-    counts = [row.nonfinites for row in rows if row.nonfinites is not None]
+    counts = [row.nonfinites for row in rows]
     return _finite(
         STEP_GROUP,
         {
@@ -65,13 +65,13 @@ def step_scalars(step: StepScalars, rows: Sequence[Figures] = ()) -> dict[str, f
     )
 
 
-def role_scalars(rows: Iterable[Figures]) -> dict[str, float]:
+def role_scalars(rows: Iterable[SlotFigures]) -> dict[str, float]:
     """Returns worst and median over the slots of each role.
 
     The worst amax is that of the slot with the least headroom, and the two limits beside it are
     those of the same slot's format, so that the three can be drawn as one chart.
     """
-    by_role: dict[str, list[Figures]] = {}
+    by_role: dict[str, list[SlotFigures]] = {}
     for row in rows:
         by_role.setdefault(role_of(row.slot), []).append(row)
     tags: dict[str, float] = {}
@@ -83,7 +83,7 @@ def role_scalars(rows: Iterable[Figures]) -> dict[str, float]:
     return tags
 
 
-def tensor_scalars(rows: Iterable[Figures]) -> dict[str, float]:
+def tensor_scalars(rows: Iterable[SlotFigures]) -> dict[str, float]:
     """Returns the figures of each row under the name of its slot."""
     tags: dict[str, float] = {}
     for row in rows:
@@ -91,63 +91,67 @@ def tensor_scalars(rows: Iterable[Figures]) -> dict[str, float]:
         tags |= _finite(
             tensor_group(row.slot),
             {
-                "amax_log2": row.log2_amax,
+                "amax_log2": _log2(row.amax),
                 "smallest_normal_log2": limits[0],
                 "max_log2": limits[1],
                 "headroom_bits": row.headroom,
-                "flushed": row.flushed,
-                "flushed_estimate": row.flushed_estimate,
-                "saturated": row.saturated,
+                **_shares(row),
                 "nonfinite": row.nonfinites,
             },
         )
     return tags
 
 
-def tightest(rows: Sequence[Figures]) -> Figures:
+def tightest(rows: Sequence[SlotFigures]) -> SlotFigures:
     """Returns the row with the least headroom; where none is known, that with the largest amax."""
     return min(
         rows, key=lambda row: (math.inf if row.headroom is None else row.headroom, -row.amax)
     )
 
 
-def _role_figures(rows: Sequence[Figures]) -> dict[str, float | None]:
+def _role_figures(rows: Sequence[SlotFigures]) -> dict[str, float | None]:
     tight = tightest(rows)
     limits = _shown_limits(tight)
     headrooms = _known(row.headroom for row in rows)
-    counts = _known(row.nonfinites for row in rows)
     found: dict[str, float | None] = {
-        "amax_log2_worst": tight.log2_amax,
-        "amax_log2_median": _median(_known(row.log2_amax for row in rows)),
+        "amax_log2_worst": _log2(tight.amax),
+        "amax_log2_median": _median(_known(_log2(row.amax) for row in rows)),
         "smallest_normal_log2": limits[0],
         "max_log2": limits[1],
         "headroom_bits_worst": min(headrooms, default=None),
         "headroom_bits_median": _median(headrooms),
-        "nonfinite": sum(counts) if counts else None,
+        "nonfinite": sum(row.nonfinites for row in rows),
     }
-    for name in ("flushed", "flushed_estimate", "saturated"):
-        shares = _known(getattr(row, name) for row in rows)
+    every_share = [_shares(row) for row in rows]
+    for name in every_share[0]:
+        shares = _known(of_row[name] for of_row in every_share)
         found[f"{name}_worst"] = max(shares, default=None)
         found[f"{name}_median"] = _median(shares)
     return found
 
 
-def _unscaled_amaxes(rows: Sequence[Figures]) -> dict[str, float | None]:
+def _unscaled_amaxes(rows: Sequence[SlotFigures]) -> dict[str, float | None]:
     tight = tightest(rows)
     return {
-        "amax_log2_worst": _unscaled_log2_amax(tight),
-        "amax_log2_median": _median(_known(map(_unscaled_log2_amax, rows))),
+        "amax_log2_worst": _log2(tight.amax_unscaled),
+        "amax_log2_median": _median(_known(_log2(row.amax_unscaled) for row in rows)),
     }
 
 
-def _unscaled_log2_amax(row: Figures) -> float | None:
-    scale = _log2(row.loss_scale)
-    return None if row.log2_amax is None or scale is None else row.log2_amax - scale
+def _shares(row: SlotFigures) -> dict[str, float | None]:
+    # A charted estimate must not be taken for a count.
+    flushed = None if row.flushed is None else row.flushed.value
+    estimated = row.flushed_from == "estimate"
+    return {
+        "flushed": None if estimated else flushed,
+        "flushed_estimate": flushed if estimated else None,
+        "saturated": None if row.saturated is None else row.saturated.value,
+    }
 
 
-def _shown_limits(row: Figures) -> tuple[float | None, float | None]:
+def _shown_limits(row: SlotFigures) -> tuple[float | None, float | None]:
     # A margin chart needs value and limits at the very same steps: without amax no limits.
-    return (None, None) if row.limits is None or row.log2_amax is None else row.limits
+    return (None, None) if row.limits is None or _log2(row.amax) is None else row.limits
 
 
 def _log2(value: float) -> float | None:

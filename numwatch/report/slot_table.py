@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from numwatch.report.columns import GAP, column_lines
+from numwatch.report.figures import SlotFigures
 from numwatch.report.text import (
     TIMES,
     UNKNOWN,
@@ -15,9 +16,15 @@ from numwatch.report.text import (
     nonfinite_text,
     shortened,
 )
-from numwatch.report.verdict import SlotFigures
 
-STYLES = {"overflow": "bold red", "underflow": "yellow", "tight": "cyan", "ok": "green"}
+STYLES = {
+    "overflow": "bold red",
+    "all zero": "bold yellow",
+    "underflow": "yellow",
+    "tight": "cyan",
+    "unknown": "dim",
+    "ok": "green",
+}
 """How each verdict is shown."""
 SCALED_MARK = f"{TIMES}S"
 """Stands behind figures that are multiplied by the loss scale."""
@@ -53,11 +60,7 @@ _COLUMNS = (
         lambda line: bounded_text(line.saturated),
         lambda line: line.saturated is not None and line.saturated.high > 0,
     ),
-    _Column(
-        "nan/inf",
-        lambda line: nonfinite_text(line.nans, line.infs),
-        lambda line: line.nans is not None,
-    ),
+    _Column("nan/inf", lambda line: nonfinite_text(line.nans, line.infs), lambda _: True),
     _Column(
         "headroom", lambda line: bits_text(line.headroom), lambda line: line.headroom is not None
     ),
@@ -69,7 +72,7 @@ def slot_lines(figures: Sequence[SlotFigures], width: int) -> list[Text]:
 
     Slot names lose their beginnings where `width` cells are not enough.
     """
-    columns = [column for column in _COLUMNS if any(map(column.has, figures))]
+    columns = _shown(figures)
     texts = [[column.text(line) for column in columns] for line in figures]
     heads = [column.head for column in columns]
     taken = sum(max(map(len, column)) + GAP for column in zip(heads, *texts, strict=True))
@@ -85,3 +88,34 @@ def slot_lines(figures: Sequence[SlotFigures], width: int) -> list[Text]:
     ]
     justify = "".join(["l", *(column.justify for column in columns), "l"])
     return column_lines(["slot", *heads, ""], rows, justify)
+
+
+def mark_notes(figures: Sequence[SlotFigures]) -> list[str]:
+    """Returns what the marks in the table of these slots mean, of each mark that is in it."""
+    columns = _shown(figures)
+    heads = [column.head for column in columns]
+    texts = {column.text(line) for column in columns for line in figures}
+    notes = []
+    if UNKNOWN in texts:
+        notes.append(f"{UNKNOWN} not measured or not known")
+    if SCALED_MARK in texts:
+        notes.append(f"{SCALED_MARK} multiplied by the loss scale, as backward sees it")
+    if any(line.flushed_from == "estimate" for line in figures):
+        notes.append("~ flushed is estimated where tensors were seen after rounding to the format")
+    if any(_is_between_bounds(line) for line in figures):
+        notes.append("~ of other figures: the format's limit lies inside a binade")
+    if any(line.flushed_from == "cast" for line in figures):
+        by_cast = "flushed and saturated" if "saturated" in heads else "flushed"
+        notes.append(f"{by_cast} of float8 layers: by their own scaled cast")
+    return notes
+
+
+def _shown(figures: Sequence[SlotFigures]) -> list[_Column]:
+    return [column for column in _COLUMNS if any(map(column.has, figures))]
+
+
+def _is_between_bounds(line: SlotFigures) -> bool:
+    counted = None if line.flushed_from == "estimate" else line.flushed
+    return any(
+        bounded_text(share).startswith("~") for share in (counted, line.subnormal, line.saturated)
+    )

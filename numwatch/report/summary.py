@@ -11,7 +11,9 @@ import pyarrow.compute as pc
 
 from numwatch.record import Run
 from numwatch.record.totals import SlotTotals, slot_totals
-from numwatch.report.verdict import VERDICTS, SlotFigures, slot_figures
+from numwatch.report.coverage import Coverage
+from numwatch.report.figures import SlotFigures, totals_figures
+from numwatch.report.verdict import VERDICTS
 from numwatch.snapshot import SlotInfo
 
 TREND_POINTS = 24
@@ -24,12 +26,16 @@ class LossScale:
     Attributes:
         first: Before the first step.
         last: After the last step.
+        lowest: Of all steps, before and after.
+        highest: Likewise.
         trend: log2 of the scale at up to `TREND_POINTS` evenly spread steps; the lowest of each
             stretch.
     """
 
     first: float
     last: float
+    lowest: float
+    highest: float
     trend: tuple[float, ...]
 
 
@@ -59,6 +65,8 @@ class Summary:
         first_step: Number of the first; None where there is none.
         last_step: Number of the last.
         slots: Slots with at least one row.
+        full_steps: Steps whose tensors were measured in full.
+        amax_steps: Steps of whose tensors amax alone was measured.
         cost: numwatch's own time as a share of the time the steps took without it; None where not
             measured.
         start_seconds: Time it took before the first step, of all attempts; None for an epoch.
@@ -77,6 +85,8 @@ class Summary:
     first_step: int | None
     last_step: int | None
     slots: int
+    full_steps: int
+    amax_steps: int
     cost: float | None
     start_seconds: float | None
     loss: tuple[float, float] | None
@@ -106,10 +116,19 @@ def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary
         steps = steps.filter(pc.field("epoch") == epoch)
     first, last = _ends(steps, "step")
     totals: dict[str, SlotTotals] = {}
+    coverage = Coverage()
     if first is not None or epoch is None:
-        totals = slot_totals(run.tensor_batches(first=first, last=last))
+        totals = slot_totals(coverage.passing(run.tensor_batches(first=first, last=last)))
     figures = sorted(
-        (slot_figures(total, run.slots.get(slot)) for slot, total in totals.items()),
+        (
+            totals_figures(
+                total,
+                run.slots.get(slot),
+                scaled=slot in coverage.scaled_slots,
+                finite_seen=slot in coverage.finite_slots,
+            )
+            for slot, total in totals.items()
+        ),
         key=lambda line: line.badness,
         reverse=True,
     )
@@ -122,6 +141,8 @@ def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary
         first_step=first,
         last_step=last,
         slots=len(totals),
+        full_steps=coverage.full_steps,
+        amax_steps=coverage.amax_steps,
         cost=_cost(steps),
         start_seconds=None if epoch is not None else _start_seconds(run),
         loss=_loss(steps),
@@ -165,15 +186,17 @@ def _loss_scale(steps: pa.Table) -> LossScale | None:
     before = steps["loss_scale_before"].to_pylist()
     if not before:
         return None
-    first, last = before[0], steps["loss_scale_after"][-1].as_py()
-    if first == last == 1.0 and set(before) == {1.0}:
+    after = steps["loss_scale_after"].to_pylist()
+    first, last = before[0], after[-1]
+    lowest, highest = min(before + after), max(before + after)
+    if lowest == highest == 1.0:
         return None
     # The scaler has no floor: a scale can end at 0.
     logs = [math.log2(scale) if scale > 0 else -math.inf for scale in [*before, last]]
     points = min(TREND_POINTS, len(logs))
     cuts = [len(logs) * i // points for i in range(points + 1)]
     trend = tuple(min(logs[a:b]) for a, b in itertools.pairwise(cuts))
-    return LossScale(first, last, trend)
+    return LossScale(first, last, lowest, highest, trend)
 
 
 def _skips(run: Run, steps: pa.Table) -> Skips:

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+from numwatch.report.figures import SlotFigures, rows_figures
 from numwatch.report.scalars import role_scalars, step_scalars, tensor_scalars
-from numwatch.report.tb_figures import Figures, figures
 from numwatch.report.tb_tags import STEP_GROUP, role_of
+from numwatch.report.verdict import TROUBLES
 from numwatch.snapshot import SlotInfo, Snapshot
 
 # With 6 roles, 7 tags a named slot and 15 a role this keeps a run below 200 tags.
 NAMED_SLOTS = 12
-# Share of flushed elements from which a slot may still take a free place late in the run.
-TROUBLING_FLUSHED = 0.01
 
 
 class Curation:
@@ -34,7 +33,7 @@ class Curation:
 
     def scalars(self, snapshot: Snapshot, slots: Mapping[str, SlotInfo]) -> dict[str, float]:
         """Returns tag → value of the next step; to be called once a step, in order of steps."""
-        rows = [] if snapshot.rows is None else list(figures(snapshot.rows, slots))
+        rows = [] if snapshot.rows is None else list(rows_figures(snapshot.rows, slots))
         if snapshot.rows is not None and snapshot.rows.full:
             self._name(rows)
         self.skipped_steps += snapshot.scalars.skipped
@@ -45,25 +44,20 @@ class Curation:
             **tensor_scalars(row for row in rows if row.slot in self.named),
         }
 
-    def _name(self, rows: Sequence[Figures]) -> None:
+    def _name(self, rows: Sequence[SlotFigures]) -> None:
         roles = dict.fromkeys(role_of(row.slot) for row in rows)
         chosen = [
-            max((row for row in rows if role_of(row.slot) == role), key=_trouble)
+            max((row for row in rows if role_of(row.slot) == role), key=_badness)
             for role in roles
             if role not in self._roles
         ]
         self._roles.update(roles)
         if not chosen:
             unnamed = [row for row in rows if row.slot not in self.named]
-            worst = max(unnamed, key=_trouble, default=None)
-            chosen = [worst] if worst is not None and _troubled(worst) else []
+            worst = max(unnamed, key=_badness, default=None)
+            chosen = [worst] if worst is not None and worst.verdict in TROUBLES else []
         self.named = (*self.named, *(row.slot for row in chosen))[: self._capacity]
 
 
-def _trouble(row: Figures) -> tuple[float, float, float, float]:
-    return row.trouble
-
-
-def _troubled(row: Figures) -> bool:
-    nonfinite, saturated, flushed, _ = row.trouble
-    return nonfinite > 0 or saturated > 0 or flushed >= TROUBLING_FLUSHED
+def _badness(row: SlotFigures) -> tuple[float, ...]:
+    return row.badness

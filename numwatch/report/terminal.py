@@ -1,16 +1,20 @@
 """A `Summary` in the terminal. Nothing it says depends on colour."""
 
+import math
+
 from rich.console import Console
 from rich.text import Text
 
-from numwatch.report.slot_table import SCALED_MARK, STYLES, slot_lines
+from numwatch.report.slot_table import STYLES, mark_notes, slot_lines
 from numwatch.report.summary import LossScale, Skips, Summary
-from numwatch.report.text import EN_DASH, UNKNOWN, ascii_text, scale_text, share_text, sparkline
+from numwatch.report.text import EN_DASH, ascii_text, scale_text, share_text, sparkline
 
 # A log file has no width; the 80 columns that rich gives it are too few for slot names.
 NARROWEST_FILE = 100
 _NAMED_SLOTS = 2
 _LABEL_WIDTH = 12
+# Less would read as 0.0.
+_SHOWN_SECONDS = 0.05
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
@@ -36,11 +40,13 @@ def summary_lines(summary: Summary, width: int) -> list[Text]:
     if summary.loss_scale is not None or summary.skips.count:
         lines.append(_labelled("skipped", _skips(summary.skips, summary.steps)))
     if summary.loss is not None:
-        first, last = summary.loss
-        lines.append(_labelled("loss", Text(f"{first:.4g} → {last:.4g}")))
+        lines.append(_labelled("loss", _loss(summary.loss)))
     if summary.tensors:
         lines += [Text(), *slot_lines(summary.tensors, width), Text(), _verdicts(summary)]
-        lines += _legend(summary)
+        notes = [_coverage(summary), *mark_notes(summary.tensors)]
+        lines += [Text(note, style="dim") for note in notes]
+    elif summary.problems:
+        lines.append(Text("no tensor rows could be read"))
     elif summary.steps:
         lines.append(Text("no tensor rows yet"))
     lines += [_labelled("problem", Text(problem), "red") for problem in summary.problems]
@@ -50,7 +56,7 @@ def summary_lines(summary: Summary, width: int) -> list[Text]:
 def _title(summary: Summary) -> Text:
     parts = ["whole run" if summary.epoch is None else f"epoch {summary.epoch}"]
     if summary.first_step is None:
-        parts.append("no steps yet")
+        parts.append("no steps could be read" if summary.problems else "no steps yet")
     elif summary.first_step == summary.last_step:
         parts.append(f"step {summary.first_step}")
     else:
@@ -61,8 +67,9 @@ def _title(summary: Summary) -> Text:
     if summary.slots:
         parts.append(_several(summary.slots, "slot"))
     if summary.cost is not None:
-        start = f" + {summary.start_seconds:.1f} s to start" if summary.start_seconds else ""
-        parts.append(f"cost {share_text(summary.cost)} of step time{start}")
+        seconds = summary.start_seconds or 0.0
+        start = f" + {seconds:.1f} s to start" if seconds >= _SHOWN_SECONDS else ""
+        parts.append(f"cost {share_text(summary.cost)} added to step time{start}")
     title = Text().append("numwatch", style="bold")
     for part in parts:
         title.append(" · ", style="dim").append(part)
@@ -70,10 +77,24 @@ def _title(summary: Summary) -> Text:
 
 
 def _loss_scale(scale: LossScale) -> Text:
-    if scale.first == scale.last and len(set(scale.trend)) == 1:
+    if scale.lowest == scale.highest:
         return Text(f"{scale_text(scale.first)} throughout")
-    text = Text(f"{scale_text(scale.first)} → {scale_text(scale.last)}  ")
-    return text.append(sparkline(scale.trend), style="blue")
+    text = Text(f"{scale_text(scale.first)} → {scale_text(scale.last)}")
+    if scale.lowest < min(scale.first, scale.last):
+        text.append(f", lowest {scale_text(scale.lowest)}")
+    if scale.highest > max(scale.first, scale.last):
+        text.append(f", highest {scale_text(scale.highest)}")
+    if len(set(scale.trend)) > 1:
+        text.append("  ").append(sparkline(scale.trend), style="blue")
+    return text
+
+
+def _loss(loss: tuple[float, float]) -> Text:
+    text = Text()
+    for value in loss:
+        text.append(" → " if text else "")
+        text.append(f"{value:.4g}", style="" if math.isfinite(value) else "bold red")
+    return text
 
 
 def _skips(skips: Skips, steps: int) -> Text:
@@ -101,17 +122,12 @@ def _verdicts(summary: Summary) -> Text:
     return text.append(f"  (the worst {len(summary.tensors)} shown)" if hidden else "", style="dim")
 
 
-def _legend(summary: Summary) -> list[Text]:
-    notes = []
-    if any(line.nans is None for line in summary.tensors):
-        notes.append(f"{UNKNOWN} amax alone was measured in these steps")
-    if any(line.scaled for line in summary.tensors):
-        notes.append(f"{SCALED_MARK} multiplied by the loss scale, as backward sees it")
-    if any(line.flushed_from == "estimate" for line in summary.tensors):
-        notes.append("~ estimated: these tensors were seen after rounding to their format")
-    if any(line.flushed_from == "cast" for line in summary.tensors):
-        notes.append("flushed and saturated of float8 layers: by their own scaled cast")
-    return [Text(note, style="dim") for note in notes]
+def _coverage(summary: Summary) -> str:
+    seen = {"full": summary.full_steps, "amax-only": summary.amax_steps}
+    parts = " and ".join(f"{count} {kind}" for kind, count in seen.items() if count)
+    # Of a damaged record there may be more steps' tensors than steps.
+    known = summary.steps >= sum(seen.values())
+    return f"seen: {parts} " + (f"of {_several(summary.steps, 'step')}" if known else "steps")
 
 
 def _labelled(label: str, text: Text, style: str = "dim") -> Text:

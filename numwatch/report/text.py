@@ -83,10 +83,8 @@ def count_text(count: int) -> str:
     return str(count)
 
 
-def nonfinite_text(nans: int | None, infs: int | None) -> str:
-    """Returns `2 inf`, `3 nan`, `5 nan+inf`, or `0`; a dash where they were not counted."""
-    if nans is None or infs is None:
-        return UNKNOWN
+def nonfinite_text(nans: int, infs: int) -> str:
+    """Returns `2 inf`, `3 nan`, `5 nan+inf`, or `0`."""
     if not nans and not infs:
         return "0"
     kind = "nan+inf" if nans and infs else "nan" if nans else "inf"

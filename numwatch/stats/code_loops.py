@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from numwatch.stats.binades import BINADE_MAX, BINADE_MIN
+from numwatch.stats.dtypes import BitLayout
 from numwatch.stats.jit import jit
 from numwatch.stats.layout import (
     AMAX,
@@ -28,23 +29,47 @@ _MANTISSA64 = _U64(0x000F_FFFF_FFFF_FFFF)
 _INF64 = _U64(0x7FF0_0000_0000_0000)
 
 
-def amax_loop(unsigned: Any, mask: int, largest: int) -> Any:
-    """Returns a loop over patterns of one width that finds the largest finite magnitude pattern.
+def amax_loop(unsigned: Any, layout: BitLayout) -> Any:
+    """Returns a loop over the patterns of a dtype: `bits` [n] -> (amax, nans, posinfs, neginfs).
+
+    amax is the largest finite magnitude pattern. A second pass counts what is not finite, only
+    where the first met any.
 
     Args:
-        unsigned: numpy's unsigned integer type of that width.
-        mask: All bits but the sign.
-        largest: Magnitude pattern of the largest finite value.
+        unsigned: numpy's unsigned integer type of the dtype's width.
+        layout: How the dtype lies in it.
     """
-    mask, largest, zero = unsigned(mask), unsigned(largest), unsigned(0)
+    mask, largest, zero = (unsigned(n) for n in (layout.magnitude_mask, layout.largest, 0))
+    sign = unsigned(layout.magnitude_mask + 1)
+    # No magnitude beyond the largest is 0: nothing is infinite then.
+    infinity = unsigned(layout.largest + 1 if layout.has_inf else 0)
+    negative_zero_is_nan = layout.negative_zero_is_nan
 
     @jit
     def amax(bits: Any) -> Any:
         found = zero
         for i in range(bits.size):
             magnitude = unsigned(bits[i] & mask)
-            found = max(found, magnitude if magnitude <= largest else zero)
-        return found
+            if negative_zero_is_nan:
+                magnitude = sign if bits[i] == sign else magnitude
+            found = max(found, magnitude)
+        nans = posinfs = neginfs = 0
+        if found <= largest:
+            return found, nans, posinfs, neginfs
+        found = zero
+        for i in range(bits.size):
+            magnitude = unsigned(bits[i] & mask)
+            if negative_zero_is_nan and bits[i] == sign:
+                magnitude = sign
+            if magnitude <= largest:
+                found = max(found, magnitude)
+            elif magnitude != infinity:
+                nans += 1
+            elif bits[i] == magnitude:
+                posinfs += 1
+            else:
+                neginfs += 1
+        return found, nans, posinfs, neginfs
 
     return amax
 

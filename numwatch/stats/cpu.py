@@ -16,7 +16,19 @@ from torch import Tensor
 
 from numwatch.stats import code_loops, loops
 from numwatch.stats.dtypes import LAYOUTS
-from numwatch.stats.layout import AMAX, CALLS, NUMEL, ZEROS, Counts, Reals, merge_rows, new_rows
+from numwatch.stats.layout import (
+    AMAX,
+    CALLS,
+    NANS,
+    NEGINFS,
+    NUMEL,
+    POSINFS,
+    ZEROS,
+    Counts,
+    Reals,
+    merge_rows,
+    new_rows,
+)
 from numwatch.stats.prepare import dense
 
 Bits = npt.NDArray[np.unsignedinteger]
@@ -52,17 +64,21 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
 
 
 def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor) -> None:
-    """Adds x's numel and its finite amax alone to one row; see `reference`."""
+    """Adds x's finite amax, numel and non-finite counts alone to one row; see `reference`."""
     flat, left_out = dense(x)
     bits = _bits(flat)
     amax_of = _amax_loop(flat.dtype)
     threads = _threads(bits)
     if threads > 1:
-        amax = max(_in_threads([partial(amax_of, part) for part in np.array_split(bits, threads)]))
+        parts = _in_threads([partial(amax_of, part) for part in np.array_split(bits, threads)])
     else:
-        amax = amax_of(bits)
+        parts = [amax_of(bits)]
     row, row_reals = counts.numpy(), reals.numpy()
-    row_reals[AMAX] = max(row_reals[AMAX], LAYOUTS[flat.dtype].magnitude(int(amax)))
+    for pattern, nans, posinfs, neginfs in parts:
+        row_reals[AMAX] = max(row_reals[AMAX], LAYOUTS[flat.dtype].magnitude(int(pattern)))
+        row[NANS] += nans
+        row[POSINFS] += posinfs
+        row[NEGINFS] += neginfs
     row[NUMEL] += bits.size + left_out
     row[CALLS] += 1
 
@@ -88,10 +104,7 @@ def _bits(flat: Tensor) -> Bits:
 
 @cache
 def _amax_loop(dtype: torch.dtype) -> Callable[[Bits], Any]:
-    layout = LAYOUTS[dtype]
-    loop: Callable[[Bits], Any] = code_loops.amax_loop(
-        _UNSIGNED[dtype.itemsize], layout.magnitude_mask, layout.largest
-    )
+    loop: Callable[[Bits], Any] = code_loops.amax_loop(_UNSIGNED[dtype.itemsize], LAYOUTS[dtype])
     return loop
 
 

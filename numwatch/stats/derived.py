@@ -2,7 +2,10 @@
 
 Shares are over the finite non-zero elements, 0 where there are none. They are exact for scales
 that are powers of two, save where elements tie with a cut or F's largest value lies inside a
-binade; then, and for any other scale, they are estimates with exact bounds.
+binade; then, and for any other scale, they are estimates with exact bounds. So they are where a
+cut, divided by the scale, lies below 2^-126: one binade holds all that is smaller.
+
+All magnitudes are judged before rounding and without their sign.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
 def flushed(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0) -> Bounded:
     """Returns the share with |x| * s at or below half of F's smallest subnormal.
 
-    Round-to-nearest-even sends these to zero, the tie too.
+    Round-to-nearest-even sends these to zero, the tie too. Bounded, not exact, where that cut over
+    s lies below 2^-126, as those of FP32 and BF16 do at scale 1.
     """
     return _share(stats, count_at_most(stats, get_format(fmt).flush_threshold, scale))
 
@@ -35,7 +39,8 @@ def underflow_pct(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0) -> Bou
 def subnormal(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0) -> Bounded:
     """Returns the share above the flush threshold and below F's smallest normal value.
 
-    Before rounding: what rounds up to the smallest normal value counts. 0 where F has no
+    Before rounding: what rounds up to the smallest normal value counts. Bounded, not exact, where
+    the cut lies below 2^-126, as those of FP32 and BF16 do at scale 1. 0 where F has no
     subnormals beside its normal values, as integers have none.
     """
     fmt = get_format(fmt)
@@ -51,7 +56,12 @@ def subnormal(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0) -> Bounded
 
 
 def saturated(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0) -> Bounded:
-    """Returns the share with |x| * s above F's largest value, before rounding."""
+    """Returns the share with |x| * s above F's largest value, before rounding.
+
+    What rounding to nearest brings back to the largest value counts too: 449 is above E4M3's 448.
+    So does the least value of a two's complement format, since a histogram has no signs: -128 is
+    above INT8's 127.
+    """
     count = count_at_most(stats, get_format(fmt).max, scale)
     total = stats.nonzeros
     above = Bounded(total - count.value, total - count.high, total - count.low)

@@ -11,7 +11,7 @@ import torch
 
 from numwatch.stats import reference
 from numwatch.stats.block_kernel import count_blocks
-from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name
+from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.layout import new_rows, unpack_row
 from numwatch.stats.prepare import plain
 
@@ -30,7 +30,7 @@ class Kernel(Protocol):
         """Adds all that x shows to one row."""
 
     def accumulate_amax(self, x: Tensor, counts: Tensor, reals: Tensor) -> None:
-        """Adds x's numel and finite amax alone to one row."""
+        """Adds x's finite amax, numel and non-finite counts alone to one row."""
 
 
 def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
@@ -42,12 +42,16 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
     Raises:
         NotWatchedError: See `prepare.dense`.
     """
-    (_cpu_kernel() if x.device.type == "cpu" else reference).accumulate(x, counts, reals)
+    (_cpu_kernel(x.dtype) if x.device.type == "cpu" else reference).accumulate(x, counts, reals)
 
 
 def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor) -> None:
-    """Adds x's numel and its finite amax alone to one row; see `accumulate`."""
-    (_cpu_kernel() if x.device.type == "cpu" else reference).accumulate_amax(x, counts, reals)
+    """Adds x's finite amax and numel, and how many elements are NaN or infinite, to one row.
+
+    Fills AMAX, NUMEL, NANS, POSINFS, NEGINFS and CALLS; see `accumulate`.
+    """
+    kernel = _cpu_kernel(x.dtype) if x.device.type == "cpu" else reference
+    kernel.accumulate_amax(x, counts, reals)
 
 
 def warm_up(dtypes: Sequence[torch.dtype] = WATCHED_DTYPES) -> None:
@@ -78,18 +82,48 @@ def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:
 
 
 @cache
-def _cpu_kernel() -> Kernel:
+def _cpu_kernel(dtype: torch.dtype) -> Kernel:
+    """The kernel for a dtype, compiled and checked when the dtype is first met."""
+    kernel = _compiled_kernel()
+    if kernel is reference or not is_watched_dtype(dtype):
+        return reference
+    try:
+        _check(kernel, dtype)
+    except Exception as error:  # noqa: BLE001 - numba fails in many ways
+        _warn(f"{dtype_name(dtype)}: {error}")
+        return reference
+    return kernel
+
+
+@cache
+def _compiled_kernel() -> Kernel:
     try:
         from numwatch.stats import cpu
-
-        counts, reals = new_rows(1)
-        cpu.accumulate(torch.zeros(1), counts[0], reals[0])
     except Exception as error:  # noqa: BLE001 - numba fails in many ways
-        warnings.warn(
-            f"numwatch takes its slow CPU kernel, since numba does not work here ({error}); "
-            "reinstall numba to fix this",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        _warn(str(error))
         return reference
     return cpu
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"numwatch takes its slow CPU kernel, since numba does not work here ({reason}); "
+        "delete the __pycache__ folders of numwatch or reinstall numba to fix this",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def _check(kernel: Kernel, dtype: torch.dtype) -> None:
+    """Raises RuntimeError unless a kernel counts as the reference does.
+
+    numba recompiles a loop when the file of the loop changes, not when a constant imported from
+    another file does: what lies in its cache may write to the columns of an older row.
+    """
+    x = every_kind(dtype)
+    (counts, expected_counts), (reals, expected_reals) = new_rows(2)
+    kernel.accumulate(x, counts, reals)
+    reference.accumulate(x, expected_counts, expected_reals)
+    sums_agree = torch.allclose(reals, expected_reals, rtol=1e-9, atol=0.0)
+    if not torch.equal(counts, expected_counts) or not sums_agree:
+        raise RuntimeError("its loops count wrongly, perhaps from a stale cache")

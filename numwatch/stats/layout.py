@@ -21,6 +21,21 @@ AMAX, AMIN, SUM, SUMSQ = range(4)
 REALS = SUMSQ + 1
 """Columns of the real part."""
 
+COUNT_COLUMNS = {
+    "zeros": ZEROS,
+    "nans": NANS,
+    "posinfs": POSINFS,
+    "neginfs": NEGINFS,
+    "pow2s": POW2S,
+    "numel": NUMEL,
+    "calls": CALLS,
+}
+"""Name of each count but the binades to its column."""
+REAL_COLUMNS = {"amax": AMAX, "amin": AMIN, "sum": SUM, "sumsq": SUMSQ}
+"""Name of each real to its column."""
+AMAX_ONLY = frozenset({"amax", "numel", "calls", "nans", "posinfs", "neginfs"})
+"""Names of what `accumulate_amax` fills; an amax-only row has nothing else."""
+
 Counts = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
 
@@ -53,7 +68,7 @@ def merge_rows(counts: Tensor, reals: Tensor, more_counts: Tensor, more_reals: T
 
 
 def unpack_row(counts: Counts, reals: Reals, dtype: str | None = None) -> TensorStats:
-    """Returns what one row [COUNTS] and [REALS] says; of an amax-only row just numel and amax."""
+    """Returns what one row [COUNTS] and [REALS] says; of an amax-only row just `AMAX_ONLY`."""
     binades = counts[:BINADES]
     filled = np.flatnonzero(binades)
     first, end = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (-BINADE_MIN, 0)

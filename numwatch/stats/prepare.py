@@ -41,6 +41,11 @@ def plain(x: Tensor) -> Tensor:
     x = x.detach()
     if type(x) is not Tensor:
         x = _unwrapped(x)
+    if x.is_nested:
+        raise NotWatchedError(
+            "statistics are taken of nested tensors of layout torch.jagged; got a strided one: "
+            "make it with layout=torch.jagged"
+        )
     if not is_watched_dtype(x.dtype):
         raise NotWatchedError(
             f"statistics are taken of float32, float64, float16, bfloat16 and float8 tensors; "

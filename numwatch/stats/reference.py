@@ -69,14 +69,25 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
 
 
 def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor) -> None:
-    """Adds x's numel and its finite amax alone to one row; see `accumulate`."""
+    """Adds x's finite amax, numel and non-finite counts alone to one row; see `accumulate`."""
     flat, left_out = dense(x)
     counts[NUMEL] += flat.numel() + left_out
     counts[CALLS] += 1
     if not flat.numel():
         return
     layout = LAYOUTS[flat.dtype]
-    magnitude = flat.view(layout.integer) & layout.magnitude_mask
+    bits = flat.view(layout.integer)
+    magnitude = bits & layout.magnitude_mask
+    positive = bits == magnitude
+    nan = magnitude > layout.largest
+    if layout.has_inf:
+        infinite = magnitude == layout.largest + 1
+        nan &= ~infinite
+        counts[POSINFS] += (infinite & positive).sum()
+        counts[NEGINFS] += (infinite & ~positive).sum()
+    if layout.negative_zero_is_nan:
+        nan |= (magnitude == 0) & ~positive
+    counts[NANS] += nan.sum()
     largest = magnitude.where(magnitude <= layout.largest, 0).amax().reshape(1)
     amax = widened(largest.view(flat.dtype))[0]
     reals[AMAX] = torch.maximum(reals[AMAX], amax)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from numwatch.errors import NumwatchError
 from numwatch.formats import Format
 from numwatch.stats import derived, predict
 from numwatch.stats.blocks import BlockCounts, add_trimmed
@@ -18,7 +19,9 @@ AnyFormat = str | torch.dtype | Format
 class TensorStats:
     """Counts, extremes and sums of one tensor, or of several merged.
 
-    numel = zeros + nans + posinfs + neginfs + sum(binades), except where only amax was measured.
+    numel = zeros + nans + posinfs + neginfs + sum(binades), except where only amax and the
+    non-finite elements were measured: then all but numel, nans, posinfs, neginfs and amax are as
+    in an empty tensor.
 
     Attributes:
         numel: Elements, of whatever value.
@@ -76,6 +79,11 @@ class TensorStats:
         return self.nans + self.posinfs + self.neginfs
 
     @property
+    def amax_only(self) -> bool:
+        """Whether there are elements of which nothing but their amax was measured."""
+        return not (self.zeros or self.binades) and self.nonfinites < self.numel
+
+    @property
     def zero_share(self) -> float:
         """Share of zeros among all elements; 0.0 of an empty tensor."""
         return self.zeros / self.numel if self.numel else 0.0
@@ -89,11 +97,14 @@ class TensorStats:
     def var(self) -> float:
         """Population variance of the finite elements; NaN where there are none.
 
+        inf where `sumsq` is, as of FP64 tensors beyond 1e154.
         From the two sums, so about (mean^2 / var) x 1e-16 of it is rounding error.
         """
         if not self.finites:
             return math.nan
-        return max(self.sumsq / self.finites - self.mean**2, 0.0)
+        if math.isinf(self.sumsq):
+            return math.inf
+        return max(self.sumsq / self.finites - self.mean * self.mean, 0.0)
 
     @property
     def rms(self) -> float:
@@ -142,8 +153,18 @@ class TensorStats:
         """Returns the statistics of both tensors' elements together.
 
         Associative and commutative, in `sum` and `sumsq` up to FP64 rounding. Adding the two sums
-        is the parallel variance formula (Chan, Golub, LeVeque 1979) multiplied out.
+        is the parallel variance formula (Chan, Golub, LeVeque 1979) multiplied out. Amax-only
+        statistics merge with their like.
+
+        Raises:
+            NumwatchError: If only one of the two is amax-only: shares of the whole would be wrong.
         """
+        for one, another in ((self, other), (other, self)):
+            if one.amax_only and (another.zeros or another.binades):
+                raise NumwatchError(
+                    "amax-only statistics merge with amax-only ones; got one of them and one "
+                    "with counts: merge the two kinds apart"
+                )
         first, binades = add_trimmed(
             self.binade_first, self.binades, other.binade_first, other.binades
         )

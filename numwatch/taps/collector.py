@@ -22,6 +22,7 @@ from numwatch.taps.buffers import (
 )
 from numwatch.taps.float8 import float8_casts
 from numwatch.taps.gate import Gate, Mode
+from numwatch.taps.hooks import is_transformed
 from numwatch.taps.parcel import Parcel
 from numwatch.taps.selection import Tap
 
@@ -62,8 +63,12 @@ class Collector:
         return self._known
 
     def see(self, index: int, tensor: Tensor, tap: Tap) -> None:
-        """Adds a tensor to its slot's row. Integers and bools are passed by: they have no range."""
-        if not is_watched_dtype(tensor.dtype):
+        """Adds a tensor to its slot's row.
+
+        Passed by is what has no range (integers, bools) or no memory of its own (nested tensors,
+        those that `torch.func` transforms see).
+        """
+        if not is_watched_dtype(tensor.dtype) or tensor.is_nested or is_transformed(tensor):
             return
         tensor = tensor.detach()
         buffers = self._buffers.get(tensor.device)
@@ -85,11 +90,6 @@ class Collector:
             buffers.reset()
         full = self._gate.mode is Mode.FULL
         return SentRows(parcel, self._slots, dict(self._cast_formats), full=full)
-
-    def discard(self) -> None:
-        """Drops the rows of a step that will not be finished."""
-        for buffers in self._buffers.values():
-            buffers.reset()
 
     def _see_cast(self, index: int, tensor: Tensor, row: Tensor) -> None:
         name, scale, flushed, saturated = self._casts[index](tensor)

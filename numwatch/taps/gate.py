@@ -6,6 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.hooks import RemovableHandle
+
 
 class Mode(IntEnum):
     """What the step under way records of a tensor."""
@@ -23,9 +28,13 @@ class Gate:
         broken: Whether an internal error has ended the watching.
         strict: Whether such an error is raised instead.
         on_break: Called once when the watching ends by an error.
+        model: The watched model, while its hooks are in place.
+        step_handles: Hooks that end with the step, because their tensor outlives it.
     """
 
     def __init__(self, *, strict: bool = False) -> None:
+        self.model: nn.Module | None = None
+        self.step_handles: list[RemovableHandle] = []
         self.mode = Mode.OFF
         self.broken = False
         self.strict = strict
@@ -33,13 +42,22 @@ class Gate:
         self._spent_ns = 0
         self._depth = 0
 
+    @property
+    def open(self) -> bool:
+        """Whether a forward that runs now is recorded; validation in between is not."""
+        if not self.mode:
+            return False
+        return torch.is_grad_enabled() or self.model is None or self.model.training
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Charges the enclosed work to numwatch, and keeps its errors away from the run."""
         start = time.perf_counter_ns()
         self._depth += 1
         try:
-            yield
+            # Selective checkpointing, for one, counts the operations it sees: ours are not its.
+            with _disable_current_modes():
+                yield
         except Exception as error:
             if self.strict:
                 raise

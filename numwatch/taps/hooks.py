@@ -1,7 +1,8 @@
 """Hook objects that a model may carry without taking numwatch along when copied or pickled."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,26 @@ def _get_inert() -> Any:
 def in_backward() -> bool:
     """Whether autograd is running on this thread: a forward seen then is a recomputation."""
     return bool(torch._C._current_graph_task_id() != -1)  # noqa: SLF001  # no public equivalent
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a `torch.func` transform wraps the tensor, so that it has no memory to read."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # noqa: SLF001
+    return wrapped
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def outside_graph(function: Function) -> Function:
+    """Keeps a hook's work out of compiled graphs: it breaks them instead of being traced.
+
+    Nobody compiles before Dynamo is imported, and importing it costs a second.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return function
+    disabled: Function = torch.compiler.disable(function)
+    return disabled
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:

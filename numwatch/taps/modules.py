@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
-from numwatch.taps.hooks import Hook, in_backward, tensors_in
+from numwatch.taps.hooks import Hook, in_backward, outside_graph, tensors_in
 from numwatch.taps.selection import PARAMETER_ROLES, Tap, weight_of
 
 
@@ -23,11 +24,25 @@ def attach_modules(taps: Sequence[Tap], gate: Gate, collector: Collector) -> lis
             handles.append(
                 tap.module.register_forward_hook(_Forward(tap, gate, collector), with_kwargs=True)
             )
+    return handles
+
+
+def attach_weights(
+    taps: Sequence[Tap], gate: Gate, collector: Collector, hooked: set[int]
+) -> list[RemovableHandle]:
+    """Hooks the weights that require a gradient and are not in `hooked` yet, which it updates.
+
+    A gradient is seen on its way into `.grad`: each micro-batch of a window adds its own.
+    """
+    handles = []
+    for tap in taps:
+        index = tap.slots.get("grad_weight")
+        if index is None or index in hooked:
+            continue
         weight = weight_of(tap.module)
-        if "grad_weight" in tap.slots and weight is not None and weight.requires_grad:
-            # Seen on its way into `.grad`: each micro-batch of a window adds its own gradient.
-            gradient = _Gradient(tap.slots["grad_weight"], tap, gate, collector)
-            handles.append(weight.register_hook(gradient))
+        if weight is not None and weight.requires_grad and not is_lazy(weight):
+            hooked.add(index)
+            handles.append(weight.register_hook(_Gradient(index, tap, gate, collector)))
     return handles
 
 
@@ -42,16 +57,20 @@ class _AliasInput(Hook):
     def __init__(self, tap: Tap, gate: Gate, collector: Collector) -> None:
         self._gate, self._collector = gate, collector
         self._index, self._tap = tap.slots["grad_input"], tap
+        self._alias = outside_graph(self._alias_first)
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not self._gate.mode or not args:
             return None
+        return self._alias(args)
+
+    def _alias_first(self, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x = args[0]
         if type(x) is not Tensor or not x.requires_grad or not torch.is_grad_enabled():
             return None
         changed = None
         with self._gate.watching():
-            alias = x.view_as(x)
+            alias = torch.ops.aten.alias.default(x)  # `view_as` may change strides
             alias.register_hook(_Gradient(self._index, self._tap, self._gate, self._collector))
             changed = (alias, *args[1:])
         return changed  # noqa: RET504  # an error inside `watching` leaves it None
@@ -66,12 +85,19 @@ class _Forward(Hook):
         self._input, self._output = slots.get("input"), slots.get("output")
         self._grad_output = slots.get("grad_output")
         self._grad_input = None if tap.aliases_input else slots.get("grad_input")
+        self._see = outside_graph(self._see_all)
 
     def __call__(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
     ) -> None:
-        if not self._gate.mode:
-            return
+        if self._gate.open:
+            self._see(args, kwargs, output)
+
+    def _see_all(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        if isinstance(self._tap.module, nn.MultiheadAttention):
+            # Not the masks, whose -inf are meant, nor the attention weights.
+            args, output = args[:3], output[0] if isinstance(output, tuple) else output
+            kwargs = {name: kwargs[name] for name in ("query", "key", "value") if name in kwargs}
         with self._gate.watching():
             # Activation checkpointing runs the forward again inside backward. Its numbers are
             # known already; only reentrant checkpoints need its gradient hooks.
@@ -87,7 +113,9 @@ class _Forward(Hook):
                 self._collector.see(forward, tensor, self._tap)
             if gradient is not None and tensor.requires_grad:
                 hook = _Gradient(gradient, self._tap, self._gate, self._collector)
-                (_base_of(tensor) if self._tap.gemm else tensor).register_hook(hook)
+                handle = (_base_of(tensor) if self._tap.gemm else tensor).register_hook(hook)
+                if tensor.is_leaf:  # a parameter: it would carry the hook for ever
+                    self._gate.step_handles.append(handle)
 
 
 def _base_of(output: Tensor) -> Tensor:

@@ -31,10 +31,12 @@ class OptimizerTaps:
         self.stepped = False
         self._seen.clear()
 
-    def attach(self, optimizers: Iterable[torch.optim.Optimizer]) -> list[RemovableHandle]:
+    def attach(self, optimizers: Iterable[Any]) -> list[RemovableHandle]:
         """Hooks the optimizers."""
         handles = []
         for optimizer in optimizers:
+            if not hasattr(optimizer, "register_step_pre_hook"):
+                continue  # Lightning takes wrappers without step hooks too
             handles.append(optimizer.register_step_pre_hook(_BeforeStep(self)))
             handles.append(optimizer.register_step_post_hook(_AfterStep(self)))
         return handles
@@ -91,7 +93,9 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
     FP32 per parameter, so that FP16 squares do not overflow; a 0-d device tensor.
     """
     norms = [
-        torch.linalg.vector_norm(dense(parameter.grad)[0], dtype=torch.float32)
+        torch.linalg.vector_norm(
+            dense(parameter.grad)[0], dtype=torch.promote_types(parameter.grad.dtype, torch.float32)
+        )
         for group in optimizer.param_groups
         for parameter in group["params"]
         if parameter.grad is not None and is_watched_dtype(parameter.grad.dtype)

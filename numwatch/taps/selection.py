@@ -82,32 +82,37 @@ def select(
     taps: list[Tap] = []
     slots: list[SlotInfo] = []
     owned: set[tuple[int, str]] = set()
-    for wrapped_path, module in model.named_modules():
+    names: set[str] = set()
+    modules = list(model.named_modules())
+    for wrapped_path, module in modules:
         path = clean_path(wrapped_path)
         gemm = is_gemm(module)
         tap = Tap(module, path, gemm)
         weight = weight_of(module)
+        by_default = ROLES if gemm else ("output",) if is_norm_or_embedding(module) else ()
         for role in ROLES:
-            wanted = (
-                _matches(include_globs, path, role)
-                if include_globs
-                else gemm or (role == "output" and is_norm_or_embedding(module))
-            )
-            if not path or not wanted or _matches(exclude_globs, path, role):
+            wanted = role in by_default if include is None else _matches(include_globs, path, role)
+            if not (path and wanted) or _matches(exclude_globs, path, role):
                 continue
+            if f"{path}:{role}" in names:
+                continue  # a wrapper and the module it wraps share a path
             if role in PARAMETER_ROLES:
                 if weight is None or (id(weight), role) in owned:
                     continue  # a shared weight is watched where it is met first
                 owned.add((id(weight), role))
+            names.add(f"{path}:{role}")
             tap.slots[role] = len(slots)
             slots.append(SlotInfo(f"{path}:{role}", path, role, type(module).__name__))
         if tap.slots:
             taps.append(tap)
-    paths = [clean_path(path) for path, _ in model.named_modules() if path]
-    for globs in (include_globs, exclude_globs):
-        for glob in globs:
-            if not glob.hit:
-                warnings.warn(_no_match(glob, paths), UserWarning, stacklevel=3)
+    _warn_of_idle(include_globs + exclude_globs, [clean_path(path) for path, _ in modules if path])
+    if not slots and include is None:
+        warnings.warn(
+            "numwatch: nothing is watched: the model has no GEMM module, embedding or norm below "
+            "its root that include and exclude leave",
+            UserWarning,
+            stacklevel=3,
+        )
     return taps, slots
 
 
@@ -131,11 +136,16 @@ def is_norm_or_embedding(module: nn.Module) -> bool:
 
 def weight_of(module: nn.Module) -> nn.Parameter | None:
     """Returns the parameter that a module's `weight` role is about, or None."""
+    # Never by getattr: of a parametrized weight that would run the parametrization, which may
+    # draw random numbers or take a step of a power iteration.
+    own = dict(module.named_parameters(recurse=False))
     for name in ("weight", "in_proj_weight"):
-        parameter = getattr(module, name, None)
-        if isinstance(parameter, nn.Parameter):
-            return parameter
-    return None
+        if name in own:
+            return own[name]
+    parametrizations = dict(module.named_children()).get("parametrizations")
+    if parametrizations is None:
+        return None
+    return dict(parametrizations.named_parameters()).get("weight.original")
 
 
 @dataclass
@@ -160,6 +170,12 @@ def _globs(texts: Sequence[str] | None, argument: str) -> list[_Glob]:
 def _matches(globs: Iterable[_Glob], path: str, role: str) -> bool:
     matched = [glob.matches(path, role) for glob in globs]  # every glob must learn of its hit
     return any(matched)
+
+
+def _warn_of_idle(globs: Sequence[_Glob], paths: Sequence[str]) -> None:
+    for glob in globs:
+        if not glob.hit:
+            warnings.warn(_no_match(glob, paths), UserWarning, stacklevel=4)
 
 
 def _no_match(glob: _Glob, paths: Sequence[str]) -> str:

@@ -389,3 +389,28 @@ def test_mixed_precision_plugin_of_this_test_is_real_fp16():
     plugin = trainer_of("16-mixed").precision_plugin
     assert isinstance(plugin, MixedPrecision)
     assert plugin.scaler.is_enabled()
+
+
+def test_fast_dev_run_has_no_log_dir_and_is_watched_all_the_same(tmp_path):
+    monitor = NumericsMonitor(every_n_steps=1, summary=False, strict=True)
+    fit(classifier(), callbacks=[monitor], fast_dev_run=True, logger=True, tmp=tmp_path)
+    assert numwatch.open_run(tmp_path).steps().num_rows == 1
+
+
+def test_validation_within_an_accumulation_window_is_not_counted(tmp_path):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.loss(batch))
+
+    model = classifier(validation_step=validation_step, val_dataloader=lambda self: batches(3))
+    run = watched(model, tmp_path, accumulate_grad_batches=4, val_check_interval=2, n=4)
+    assert run.tensors(slot="head:input")["numel"].to_pylist() == [4 * 4 * 6 * 32]
+
+
+def test_two_monitors_of_different_directories(tmp_path):
+    monitors = [
+        NumericsMonitor(every_n_steps=1, dir=str(tmp_path / name), summary=False, strict=True)
+        for name in "ab"
+    ]
+    fit(classifier(), callbacks=monitors, tmp=tmp_path)
+    tables = [numwatch.open_run(monitor.directory).tensors() for monitor in monitors]
+    assert tables[0].drop_columns(["attempt"]).equals(tables[1].drop_columns(["attempt"]))

@@ -13,7 +13,10 @@ from numwatch.stats import (
     BINADES,
     CALLS,
     COUNTS,
+    NANS,
+    NEGINFS,
     NUMEL,
+    POSINFS,
     POW2S,
     REALS,
     SUM,
@@ -37,7 +40,9 @@ def small_rows(step, slots=SLOTS[:2], *, full=True, casts=None):
     for i in range(n):
         counts[i, [NUMEL, CALLS]] = step + i + 10, 1
         reals[i] = float(step + 1), math.inf, 0.0, 0.0
-        if full:
+        if not full:
+            counts[i, [NANS, POSINFS, NEGINFS]] = 3, 2, 1
+        else:
             counts[i, 127] = step + i + 8
             counts[i, [ZEROS, POW2S]] = 2, 1
             reals[i] = float(step + 1), 0.5, step / 3, float(step)
@@ -80,15 +85,19 @@ def any_rows(draw):
     counts, reals = np.zeros((len(slots), COUNTS), np.int64), np.zeros((len(slots), REALS))
     reals[:, AMIN] = math.inf
     for i in range(len(slots)):
-        counts[i, [NUMEL, CALLS]] = draw(_count), draw(st.integers(1, 99))
+        counts[i, [NANS, POSINFS, NEGINFS]] = [draw(_count) for _ in range(3)]
         reals[i, AMAX] = draw(st.just(0.0) | _positive)
         if full:
             binades = draw(st.dictionaries(st.integers(0, BINADES - 1), _count, max_size=6))
             for column, count in binades.items():
                 counts[i, column] = count
-            counts[i, ZEROS : POW2S + 1] = [draw(_count) for _ in range(5)]
+            counts[i, ZEROS] = draw(_count)
             reals[i, AMIN] = draw(st.just(math.inf) | _positive)
             reals[i, [SUM, SUMSQ]] = draw(st.integers(-(2**50), 2**50)), draw(st.integers(0, 2**50))
+        beside = 0 if full else draw(_count)
+        counts[i, NUMEL] = counts[i].sum() + beside
+        counts[i, CALLS] = draw(st.integers(1, 99))
+        counts[i, POW2S] = draw(_count) if full else 0
     scales = np.array([draw(_positive) for _ in slots])
     casts = tuple(draw(_casts) for _ in slots)
     return Rows(tuple(slots), counts, reals, scales, casts, full)

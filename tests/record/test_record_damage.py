@@ -1,6 +1,7 @@
 """What is damaged costs only itself, and is named."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from record_builders import record, snapshot, write_steps
@@ -8,6 +9,7 @@ from record_builders import record, snapshot, write_steps
 from numwatch import open_run
 from numwatch.errors import NumwatchError
 from numwatch.record import RecordError
+from numwatch.snapshot import SlotInfo
 
 
 def message(path):
@@ -109,6 +111,29 @@ def test_a_damaged_manifest_of_a_resumed_attempt_costs_only_its_description(tmp_
     assert run.steps()["step"].to_pylist() == [0, 1, 2, 3, 4, 5]
     assert run.precision == "unknown"
     assert len(run.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "slots", [None, 3, {}, [None], [3], [{}], [{"slot": "a:input"}], "typed"], ids=str
+)
+def test_slots_that_can_t_be_read_cost_only_themselves(tmp_path, slots):
+    good = SlotInfo("fc:input", "fc", "input", "Linear", (2,), "float16", "fp16", 0)
+    with record(tmp_path) as recorder:
+        recorder.describe([good])
+        recorder.write(snapshot(0))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    if slots == "typed":
+        changes = [{"slot": 1}, {"shape": 2}, {"format": {}}, {"order": "x"}, {"dtype": 1}]
+        slots = [{**asdict(good), **change} for change in changes]
+    kept = {}
+    if isinstance(slots, list):
+        slots = [*slots, asdict(good)]
+        kept = {good.slot: good}
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "slots": slots}))
+    run = open_run(tmp_path)
+    assert run.slots == kept
+    assert run.tensors().num_rows == 2
+    assert run.problems == ["attempt 0: its manifest's slots can't all be read"]
 
 
 def test_a_run_goes_on_after_its_manifest_was_damaged(tmp_path):

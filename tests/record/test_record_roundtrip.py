@@ -28,6 +28,9 @@ UNMEASURED = set(TENSORS.names) - {
     "slot",
     "calls",
     "numel",
+    "nans",
+    "posinfs",
+    "neginfs",
     "amax",
     "loss_scale",
 }
@@ -120,6 +123,7 @@ def test_amax_only_rows_are_null_where_nothing_was_measured(tmp_path):
     assert missing == {name for name in TENSORS.names if name.startswith("cast_")}
     stats = row_stats(only)
     assert (stats.amax, stats.amin, stats.nonzeros, stats.binades) == (1.0, math.inf, 0, ())
+    assert (stats.nans, stats.posinfs, stats.neginfs) == (3, 2, 1)
     assert row_cast(only) is None
 
 
@@ -153,6 +157,9 @@ def test_totals_equal_the_merge_of_the_rows_one_by_one(one, other):
         merged = sum((row.stats for row in full), TensorStats.empty())
         total = totals[slot]
         assert (total.rows, total.full_rows) == (len(every), len(full))
+        assert total.amax_only_rows == len(every) - len(full)
+        for name in ("nans", "posinfs", "neginfs", "nonfinites"):
+            assert getattr(total, name) == sum(getattr(row.stats, name) for row in every)
         assert same(total.stats, merged)
         assert total.amax == max(row.stats.amax for row in every)
         assert total.loss_scale == max(row.loss_scale for row in every)

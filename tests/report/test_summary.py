@@ -2,6 +2,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from numwatch.record import Recorder
 from numwatch.record.totals import slot_totals
 from numwatch.report import summarize
 from numwatch.report.summary import TREND_POINTS, epochs
-from numwatch.report.verdict import slot_figures
 from numwatch.snapshot import Cast, Snapshot, StepScalars
 
 
@@ -32,8 +32,10 @@ def record(directory, snapshots, infos=(), precision="16-mixed"):
 
 
 def figures_of(directory, info, stats, cast=None, loss_scale=1.0):
-    run = record(directory, [Snapshot(0, StepScalars(), rows([(info, stats, cast)], loss_scale))])
-    return slot_figures(slot_totals(run.tensor_batches())[info.slot], info)
+    snapshot = Snapshot(0, StepScalars(), rows([(info, stats, cast)], loss_scale))
+    run = record(directory, [snapshot], [info])
+    (line,) = summarize(run).tensors
+    return line
 
 
 def test_the_head_says_what_the_run_was(fp16):
@@ -84,14 +86,17 @@ def test_slots_of_a_skip_come_in_the_order_they_are_computed(tmp_path):
 
 
 def test_a_skip_whose_tensors_were_not_looked_at_says_so(tmp_path):
+    run = record(tmp_path, [Snapshot(0, StepScalars(skipped=True))])
+    assert summarize(run).skips.nonfinite is None
+
+
+def test_amax_only_rows_name_the_slots_of_a_skip_too(tmp_path):
     info = slot("fc", "grad_output")
-    snapshots = [
-        Snapshot(0, StepScalars(skipped=True)),
-        Snapshot(1, StepScalars(skipped=True), rows([(info, amax_only(2.0), None)], full=False)),
-    ]
-    for last in (0, 1):
-        run = record(tmp_path / str(last), snapshots[: last + 1], [info])
-        assert summarize(run).skips.nonfinite is None
+    bad = replace(amax_only(2.0), posinfs=3)
+    snapshot = Snapshot(1, StepScalars(skipped=True), rows([(info, bad, None)], full=False))
+    summary = summarize(record(tmp_path, [snapshot], [info]))
+    assert summary.skips.nonfinite == ((info.slot, 3),)
+    assert [line.verdict for line in summary.tensors] == ["overflow"]
 
 
 def test_the_trend_shows_every_dip(tmp_path):
@@ -104,6 +109,50 @@ def test_the_trend_shows_every_dip(tmp_path):
     trend = summarize(record(tmp_path, snapshots)).loss_scale.trend
     assert len(trend) == TREND_POINTS
     assert sorted(trend) == [4.0] + [16.0] * (TREND_POINTS - 1)
+
+
+def test_a_loss_scale_that_came_back_is_not_constant(tmp_path):
+    scales = [2.0**19, 2.0**20, 2.0**18, 2.0**19]
+    snapshots = [
+        Snapshot(i, StepScalars(loss_scale_before=a, loss_scale_after=b))
+        for i, (a, b) in enumerate(pairwise(scales))
+    ]
+    scale = summarize(record(tmp_path, snapshots)).loss_scale
+    assert (scale.first, scale.last) == (2.0**19, 2.0**19)
+    assert (scale.lowest, scale.highest) == (2.0**18, 2.0**20)
+
+
+def test_a_loss_scale_at_and_below_one_scales(tmp_path):
+    info = slot("fc", "grad_output")
+    snapshots = [
+        Snapshot(i, StepScalars(), rows([(info, log_normal(0, 1.0), None)], scale))
+        for i, scale in enumerate([1.0, 0.5, 0.25])
+    ]
+    (line,) = summarize(record(tmp_path, snapshots, [info])).tensors
+    assert line.scaled
+
+
+def test_a_trace_of_flushed_weights_does_not_outrank_subnormals(tmp_path):
+    weights = slot("a", "weight", dtype="float32")
+    inputs = slot("b", "input", dtype="float32")
+    flushed = tensor_stats(torch.tensor([1.0] * 1999 + [1e-9]))
+    subnormal = tensor_stats(torch.tensor([1.0] * 95 + [3e-5] * 5))
+    packed = rows([(weights, flushed, None), (inputs, subnormal, None)])
+    summary = summarize(record(tmp_path, [Snapshot(0, StepScalars(), packed)], [weights, inputs]))
+    assert [line.slot for line in summary.tensors] == ["b:input", "a:weight"]
+    assert [line.verdict for line in summary.tensors] == ["ok", "ok"]
+
+
+def test_a_summary_says_on_how_many_steps_it_rests(tmp_path):
+    info = slot("fc", "input")
+    one = [(info, log_normal(0, 1.0), None)]
+    snapshots = [
+        Snapshot(0, StepScalars(), rows(one)),
+        *(Snapshot(i, StepScalars(), rows(one, full=False)) for i in (1, 2)),
+        *(Snapshot(i, StepScalars()) for i in (3, 4, 5)),
+    ]
+    summary = summarize(record(tmp_path, snapshots, [info]))
+    assert (summary.full_steps, summary.amax_steps, summary.steps) == (1, 2, 6)
 
 
 def test_a_loss_scale_of_zero_is_no_error(tmp_path):
@@ -137,7 +186,14 @@ def test_the_worst_come_first_and_only_so_many(fp16):
     assert verdicts == ["overflow", "underflow", "ok", "ok", "ok", "ok", "ok"]
     few = summarize(fp16, worst=2)
     assert [line.verdict for line in few.tensors] == ["overflow", "underflow"]
-    assert few.verdicts == {"overflow": 1, "underflow": 1, "tight": 0, "ok": 5}
+    assert few.verdicts == {
+        "overflow": 1,
+        "all zero": 0,
+        "underflow": 1,
+        "tight": 0,
+        "unknown": 0,
+        "ok": 5,
+    }
     assert few.slots == 7
 
 
@@ -170,10 +226,34 @@ class TestVerdict:
         )
         assert self.verdict(tmp_path / "b", [1.0] * 100 + [1e-9]).verdict == "ok"
 
-    def test_a_tenth_subnormal_is_underflow(self, tmp_path):
-        line = self.verdict(tmp_path, [1.0] * 9 + [3e-5])
-        assert (line.verdict, line.subnormal.value) == ("underflow", 0.1)
-        assert self.verdict(tmp_path / "b", [1.0] * 10 + [3e-5]).verdict == "ok"
+    def test_half_subnormal_is_underflow(self, tmp_path):
+        line = self.verdict(tmp_path, [1.0, 3e-5])
+        assert (line.verdict, line.subnormal.value) == ("underflow", 0.5)
+        assert self.verdict(tmp_path / "b", [1.0] * 88 + [3e-5] * 12).verdict == "ok"
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    @pytest.mark.parametrize("full", [True, False])
+    def test_gradients_that_are_all_zero_are_no_underflow_and_not_ok(self, tmp_path, dtype, full):
+        info = slot("fc", "grad_output", dtype=dtype)
+        packed = rows([(info, tensor_stats(torch.zeros(8)), None)], 2.0**16, full=full)
+        run = record(tmp_path, [Snapshot(0, StepScalars(), packed)], [info])
+        (line,) = summarize(run).tensors
+        assert line.verdict == "all zero"
+        assert line.zero_share == (1.0 if full else None)
+        assert (line.flushed, line.flushed_from, line.subnormal, line.saturated) == (None,) * 4
+
+    def test_forward_tensors_may_be_all_zero(self, tmp_path):
+        line = self.verdict(tmp_path, [0.0] * 8)
+        assert (line.verdict, line.zero_share) == ("ok", 1.0)
+        assert (line.flushed, line.saturated, line.headroom) == (None,) * 3
+
+    def test_nothing_finite_seen_is_never_ok(self, tmp_path):
+        assert self.verdict(tmp_path, []).verdict == "unknown"
+        line = self.verdict(tmp_path / "b", [math.nan, math.inf])
+        assert (line.verdict, line.saturated) == ("overflow", None)
+        cast = Cast("e4m3", 448.0, flushed=0, saturated=0)
+        line = self.verdict(tmp_path / "c", [0.0], fmt="e4m3", cast=cast)
+        assert (line.flushed, line.flushed_from, line.limits) == (None,) * 3
 
     def test_less_than_a_bit_of_headroom_is_tight(self, tmp_path):
         assert self.verdict(tmp_path, [40000.0]).verdict == "tight"
@@ -225,7 +305,8 @@ def test_what_amax_only_rows_do_not_tell_is_none_not_zero(tmp_path):
     info = slot("fc", "input")
     snapshot = Snapshot(0, StepScalars(), rows([(info, amax_only(2.0), None)], full=False))
     (line,) = summarize(record(tmp_path, [snapshot], [info])).tensors
-    assert (line.nans, line.infs, line.flushed, line.subnormal, line.saturated) == (None,) * 5
+    assert (line.zero_share, line.flushed, line.subnormal, line.saturated) == (None,) * 4
+    assert (line.nans, line.infs) == (0, 0)
     assert line.headroom == pytest.approx(15, abs=1e-3)
 
 

@@ -1,8 +1,11 @@
 import io
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from summary_builders import amax_only, fp8_run, fp16_run, rows, slot
 
@@ -10,6 +13,7 @@ from numwatch import open_run, tensor_stats
 from numwatch.record import Recorder
 from numwatch.report import print_summary, summarize
 from numwatch.report.slot_table import SCALED_MARK
+from numwatch.report.terminal import summary_lines
 from numwatch.report.text import (
     UNKNOWN,
     amax_text,
@@ -129,6 +133,60 @@ def test_the_smallest_amax_is_legible(tmp_path):
     assert "0.0000" not in text
 
 
+def scalars_run(directory, *steps):
+    with Recorder.open(directory, precision="16-mixed", device="cpu", arguments={}) as recorder:
+        for i, step in enumerate(steps):
+            recorder.write(Snapshot(i, step))
+    return summarize(open_run(directory))
+
+
+def test_throughout_is_said_of_a_constant_loss_scale_alone(tmp_path):
+    same = StepScalars(loss_scale_before=65536.0, loss_scale_after=65536.0)
+    assert "65536 throughout" in printed(scalars_run(tmp_path / "a", same))
+    up = StepScalars(loss_scale_before=65536.0, loss_scale_after=131072.0)
+    down = StepScalars(loss_scale_before=131072.0, loss_scale_after=32768.0)
+    back = StepScalars(loss_scale_before=32768.0, loss_scale_after=65536.0)
+    text = printed(scalars_run(tmp_path / "b", up, down, back))
+    assert "65536 → 65536, lowest 32768, highest 131072  " in text
+
+
+def test_seconds_too_few_to_show_are_not_shown(tmp_path):
+    step = StepScalars(step_seconds=1.0, numwatch_seconds=0.02)
+    summary = replace(scalars_run(tmp_path, step), start_seconds=0.04)
+    assert printed(summary).splitlines()[0].endswith("cost 2.0 % added to step time")
+    summary = replace(summary, start_seconds=0.06)
+    assert printed(summary).splitlines()[0].endswith("added to step time + 0.1 s to start")
+
+
+def test_a_loss_that_is_no_number_stands_out(tmp_path):
+    summary = scalars_run(tmp_path, StepScalars(loss=1.0), StepScalars(loss=math.nan))
+    line = next(line for line in summary_lines(summary, 100) if "→" in line.plain)
+    assert [line.plain[s.start : s.end] for s in line.spans if "red" in s.style] == ["nan"]
+
+
+def test_what_could_not_be_read_is_not_said_to_be_still_to_come(tmp_path):
+    fp16_run(tmp_path)
+    for table in ("steps", "tensors"):
+        part = tmp_path / table / "attempt-000-part-00000.parquet"
+        part.write_bytes(part.read_bytes()[:100])
+    text = printed(summarize(open_run(tmp_path)))
+    assert "no steps could be read" in text
+    assert "no tensor rows could be read" in text
+    assert " yet" not in text
+
+
+def test_notes_speak_of_marks_that_are_on_screen(tmp_path):
+    info = slot("fc", "grad_output")
+    packed = rows([(info, tensor_stats(torch.zeros(8)), None)], 4.0)
+    with Recorder.open(tmp_path, precision="16-mixed", device="cpu", arguments={}) as recorder:
+        recorder.describe([info])
+        recorder.write(Snapshot(0, StepScalars(), packed))
+    text = printed(summarize(open_run(tmp_path)))
+    assert "~" not in text
+    assert UNKNOWN not in text
+    assert "1 slot: 1 all zero\nseen: 1 full of 1 step\n" in text
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0, "0"), (2.2e-5, "2.2e-05"), (61440.0, "6.1e+04"), (1.0, "1.0e+00"), (5e-324, "4.9e-324")],
@@ -206,7 +264,6 @@ def test_scale_text(scale, text):
 def test_count_and_nonfinite_text():
     assert [count_text(n) for n in (0, 999, 1000, 1_234_567)] == ["0", "999", "1.0k", "1.2M"]
     assert nonfinite_text(0, 0) == "0"
-    assert nonfinite_text(None, None) == UNKNOWN
     assert nonfinite_text(2, 0) == "2 nan"
     assert nonfinite_text(0, 2) == "2 inf"
     assert nonfinite_text(1, 2) == "3 nan+inf"

@@ -3,7 +3,9 @@
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from bit_patterns import DTYPES, assert_same, expected_stats, from_bytes, patterns
@@ -11,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numwatch.stats as nws
-from numwatch.stats import cpu, kernels, reference
+from numwatch.stats import TensorStats, cpu, dtypes, kernels, loops, reference
+from numwatch.stats.dtypes import every_kind
 
 KERNELS = pytest.mark.parametrize("kernel", [reference, cpu], ids=["reference", "numba"])
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
@@ -130,15 +133,47 @@ def test_flushing_processors_change_nothing(kernel, dtype):
 @ALL_DTYPES
 @given(data=st.data())
 @settings(max_examples=20, deadline=None)
-def test_amax_alone(kernel, dtype, data):
-    x = data.draw(patterns(dtype))
+def test_amax_and_nonfinites_alone(kernel, dtype, data):
+    assert_amax_only(kernel, data.draw(patterns(dtype)))
+
+
+@KERNELS
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d.itemsize <= 2], ids=str)
+def test_amax_and_nonfinites_of_every_code(kernel, dtype):
+    width = dtype.itemsize
+    codes = [i.to_bytes(width, "little") for i in range(1 << (8 * width))]
+    assert_amax_only(kernel, from_bytes(codes, dtype))
+
+
+@ALL_DTYPES
+def test_amax_from_threads(dtype):
+    x = torch.randint(0, 256, (3 * cpu._PART * dtype.itemsize,), dtype=torch.uint8).view(dtype)
+    before = torch.get_num_threads()
+    rows, reals = nws.new_rows(2)
+    try:
+        torch.set_num_threads(3)
+        cpu.accumulate_amax(x, rows[0], reals[0])
+    finally:
+        torch.set_num_threads(before)
+    reference.accumulate_amax(x, rows[1], reals[1])
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(reals[0], reals[1])
+
+
+def assert_amax_only(kernel, x):
     counts, reals = nws.new_rows(1)
     kernel.accumulate_amax(x, counts[0], reals[0])
-    stats = nws.unpack_row(counts[0].numpy(), reals[0].numpy())
-    assert (stats.numel, stats.amax) == (x.numel(), expected_stats(x).amax)
+    full = expected_stats(x)
+    expected = replace(
+        TensorStats.empty(),
+        numel=x.numel(),
+        nans=full.nans,
+        posinfs=full.posinfs,
+        neginfs=full.neginfs,
+        amax=full.amax,
+    )
+    assert nws.unpack_row(counts[0].numpy(), reals[0].numpy()) == expected
     assert counts[0, nws.CALLS] == 1
-    assert counts.sum() == x.numel() + 1
-    assert reals[0, nws.AMIN :].tolist() == [math.inf, 0.0, 0.0]
 
 
 @KERNELS
@@ -199,14 +234,72 @@ def test_warm_up_takes_every_dtype():
     assert set(nws.WATCHED_DTYPES) == set(DTYPES)
 
 
+@pytest.mark.usefixtures("first_use")
 def test_without_numba_the_reference_steps_in_with_one_warning(monkeypatch):
-    kernels._cpu_kernel.cache_clear()
     monkeypatch.delattr(nws, "cpu")
     monkeypatch.setitem(sys.modules, "numwatch.stats.cpu", None)
-    try:
-        with pytest.warns(RuntimeWarning, match="numba does not work here") as caught:
-            stats = [nws.tensor_stats(torch.ones(3)) for _ in range(2)]
-        assert len(caught) == 1
-        assert stats[0] == stats[1] == expected_stats(torch.ones(3))
-    finally:
-        kernels._cpu_kernel.cache_clear()
+    xs = [torch.ones(3), torch.ones(3), torch.ones(3).half()]
+    with pytest.warns(RuntimeWarning, match="numba does not work here") as caught:
+        stats = [nws.tensor_stats(x) for x in xs]
+    assert len(caught) == 1
+    assert stats == [expected_stats(x) for x in xs]
+
+
+@pytest.fixture
+def first_use():
+    """No kernel was chosen yet, and none that this test chooses is kept."""
+    choices = (kernels._cpu_kernel, kernels._compiled_kernel)
+    for choice in choices:
+        choice.cache_clear()
+    yield
+    for choice in choices:
+        choice.cache_clear()
+
+
+def older_columns(bits, counts, reals):
+    """A loop from a cache of before a column was added: every count one too far left."""
+    right = np.zeros_like(counts)
+    loops.sweep_float32(bits, right, reals)
+    counts += np.roll(right, -1)
+
+
+def sums_swapped(bits, counts, reals):
+    loops.sweep_float32(bits, counts, reals)
+    reals[nws.SUM], reals[nws.SUMSQ] = reals[nws.SUMSQ], reals[nws.SUM]
+
+
+@pytest.mark.parametrize("wrong", [older_columns, sums_swapped])
+@pytest.mark.usefixtures("first_use")
+def test_a_kernel_that_counts_wrongly_is_not_used(monkeypatch, wrong):
+    monkeypatch.setitem(cpu._SWEEPS, torch.float32, wrong)
+    x = torch.tensor([1.0, 3.0, -0.0, math.nan])
+    with pytest.warns(RuntimeWarning, match="float32: its loops count wrongly") as caught:
+        stats = [nws.tensor_stats(x) for _ in range(2)]
+    assert len(caught) == 1
+    assert stats[0] == stats[1] == expected_stats(x)
+
+
+@ALL_DTYPES
+@pytest.mark.usefixtures("first_use")
+def test_the_right_kernel_passes_its_check(dtype):
+    assert kernels._cpu_kernel(dtype) is cpu
+
+
+@pytest.mark.usefixtures("first_use")
+def test_a_dtype_s_first_use_compiles_no_other(monkeypatch):
+    met = []
+    sweeps = {d: lambda *row, d=d, f=f: (met.append(d), f(*row)) for d, f in cpu._SWEEPS.items()}
+    monkeypatch.setattr(cpu, "_SWEEPS", sweeps)
+    nws.tensor_stats(torch.ones(2))
+    assert set(met) == {torch.float32}
+
+
+@ALL_DTYPES
+def test_every_kind_of_value_is_among_them(dtype):
+    stats = measured(reference, every_kind(dtype))
+    assert_same(stats, expected_stats(every_kind(dtype)))
+    has_inf = dtypes.LAYOUTS[dtype].has_inf
+    assert min(stats.zeros, stats.nans, stats.pow2s) > 0
+    assert (stats.posinfs > 0, stats.neginfs > 0) == (has_inf, has_inf)
+    assert min(stats.binades[-5 - stats.binade_first : 6 - stats.binade_first]) > 0
+    assert stats.amin == dtypes.LAYOUTS[dtype].magnitude(1)

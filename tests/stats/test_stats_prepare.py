@@ -97,6 +97,14 @@ def test_nested_tensor():
     assert_same(tensor_stats(x), expected_stats(torch.cat(parts)))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_strided_nested_tensors_are_refused():
+    x = torch.nested.nested_tensor([data(2, 3), data(4, 3)], layout=torch.strided)
+    for blocks in ((), (4,)):
+        with pytest.raises(NotWatchedError, match=r"layout=torch\.jagged"):
+            tensor_stats(x, blocks=blocks)
+
+
 @pytest.fixture
 def mesh(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)

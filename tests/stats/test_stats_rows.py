@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numwatch.stats as nws
+from numwatch.errors import NumwatchError
 from numwatch.stats import Bounded, TensorStats, tensor_stats
 
 # Small integers times a power of two: sums are exact, so that merging is equal to the last bit.
@@ -48,6 +50,38 @@ def test_merge_is_a_commutative_monoid(a, b, c):
     assert_same((a + b) + c, a + (b + c))
     assert a + b == b + a
     assert a + TensorStats.empty() == a == TensorStats.empty() + a
+
+
+def amax_only(values):
+    counts, reals = nws.new_rows(1)
+    nws.accumulate_amax(torch.tensor(values), counts[0], reals[0])
+    return nws.unpack_row(counts[0].numpy(), reals[0].numpy())
+
+
+NOTHING_BUT_NONFINITE = [[], [math.nan], [math.inf, -math.inf]]
+
+
+@pytest.mark.parametrize("full", [[0.0], [1.0, 2.0], [math.nan, 0.0]])
+@pytest.mark.parametrize("only", [[4.0], [0.0], [math.nan, 1.0]])
+def test_amax_only_statistics_do_not_merge_with_full_ones(full, only):
+    for a, b in ((stats_of(full), amax_only(only)), (amax_only(only), stats_of(full))):
+        with pytest.raises(NumwatchError, match="merge the two kinds apart") as caught:
+            a.merge(b)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [[4.0], [0.0], *NOTHING_BUT_NONFINITE])
+def test_amax_only_statistics_merge_with_their_like(values):
+    merged = amax_only([3.0, math.nan, -math.inf]) + amax_only(values)
+    assert merged == amax_only([3.0, math.nan, -math.inf, *values])
+    assert merged.amax_only
+
+
+@pytest.mark.parametrize("values", NOTHING_BUT_NONFINITE)
+def test_what_has_no_finite_element_is_both_full_and_amax_only(values):
+    assert replace(stats_of(values), dtype=None) == amax_only(values)
+    assert not amax_only(values).amax_only
+    assert not (stats_of(values) + stats_of([1.0])).amax_only
 
 
 def test_merge_says_when_dtypes_differ():
@@ -111,6 +145,12 @@ def test_plain_figures():
     assert (stats.nonzeros, stats.finites, stats.nonfinites, stats.numel) == (2, 4, 1, 5)
     assert (stats.mean, stats.var, stats.norm, stats.rms) == (-0.25, 6.1875, 5.0, 2.5)
     assert stats.zero_share == 0.4
+
+
+@pytest.mark.parametrize("values", [[1e300], [1e300, -1e300], [1e300, 1.7e308, 1e308]])
+def test_variance_beyond_fp64_is_inf(values):
+    stats = stats_of(values)
+    assert (stats.var, stats.rms, stats.norm) == (math.inf,) * 3
 
 
 def test_figures_of_nothing():

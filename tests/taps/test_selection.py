@@ -1,10 +1,12 @@
 import warnings
 
 import pytest
+import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from numwatch.snapshot import ROLES
-from numwatch.taps.selection import clean_path, select
+from numwatch.taps.selection import clean_path, select, weight_of
 
 
 def names(model, **globs):
@@ -82,7 +84,26 @@ def test_shared_weight_has_one_slot_and_an_embedding_does_not_take_it():
 
 
 def test_root_is_not_watched():
-    assert names(nn.Linear(4, 4)) == set()
+    with pytest.warns(UserWarning, match="nothing is watched"):
+        assert names(nn.Linear(4, 4)) == set()
+
+
+def test_empty_include_watches_nothing():
+    assert names(model(), include=[]) == set()
+
+
+def test_parametrized_weight_is_found_without_running_its_parametrization():
+    net = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)))
+    u = net[0].parametrizations.weight[0]._u.clone()
+    assert {"0:weight", "0:grad_weight"} <= names(net)
+    assert weight_of(net[0]) is net[0].parametrizations.weight.original
+    assert torch.equal(net[0].parametrizations.weight[0]._u, u)
+
+
+def test_wrapper_and_wrapped_share_one_slot():
+    net = nn.ModuleDict({"block": checkpoint_wrapper(nn.Linear(4, 4))})
+    slots = [slot.slot for slot in select(net, include=["*"])[1]]
+    assert len(slots) == len(set(slots))
 
 
 def test_attention_projections_are_watched():

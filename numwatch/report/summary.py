@@ -174,7 +174,7 @@ def _cost(steps: pa.Table) -> float | None:
 
 def _start_seconds(run: Run) -> float:
     starts = [event for event in run.events() if event["kind"] == "start"]
-    return sum(float(event["numwatch_seconds"]) for event in starts)
+    return sum(float(event.get("numwatch_seconds", 0.0)) for event in starts)
 
 
 def _loss(steps: pa.Table) -> tuple[float, float] | None:

@@ -139,7 +139,7 @@ class Watch:
         """Takes every hook off. What was sent can still be collected."""
         self.pause()
         self._paused_mode = self.gate.mode = Mode.OFF
-        self._remove(self._handles)
+        _remove(self._handles)
         self._hooked_weights.clear()
 
     def pause(self) -> None:
@@ -150,8 +150,8 @@ class Watch:
         """
         if self._module_handles:
             self._paused_mode, self.gate.mode = self.gate.mode, Mode.OFF
-        self._remove(self._module_handles)
-        self._remove(self.gate.step_handles)
+        _remove(self._module_handles)
+        _remove(self.gate.step_handles)
         self.gate.model = None
 
     def resume(self) -> None:
@@ -160,12 +160,6 @@ class Watch:
             self.gate.model = self._model
             self.gate.mode = self._paused_mode
             self._module_handles = attach_modules(self._taps, self.gate, self._collector)
-
-    @staticmethod
-    def _remove(handles: list[RemovableHandle]) -> None:
-        for handle in handles:
-            handle.remove()
-        handles.clear()
 
     def begin(self, step: int) -> None:
         """Opens a step, before its first forward."""
@@ -188,10 +182,7 @@ class Watch:
 
     def add_loss(self, loss: Tensor | float) -> None:
         """Adds a micro-batch's share of the step's unscaled loss."""
-        if isinstance(loss, Tensor):
-            if loss.numel() == 1:
-                self._tape.add("loss", loss)
-        else:
+        if not isinstance(loss, Tensor) or loss.numel() == 1:
             self._tape.add("loss", loss)
 
     def before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -217,7 +208,7 @@ class Watch:
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
         self._tape.next()
         rows = self._collector.send() if self.gate.mode else None
-        self._remove(self.gate.step_handles)
+        _remove(self.gate.step_handles)
         self.gate.mode = Mode.OFF
         inside = self.gate.take_seconds()
         self._ended.append(
@@ -255,6 +246,12 @@ class Watch:
     def _deliver(self, rows: SentRows | None) -> None:
         self._deliveries.append(_Delivery(self._ended, self._tape.send(), rows))
         self._ended = []
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
 
 
 def _unpack(delivery: _Delivery, *, has_scaler: bool) -> list[Snapshot]:

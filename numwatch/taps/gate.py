@@ -77,6 +77,8 @@ class Gate:
         if self.broken:
             return
         self.broken = True
+        if self.on_break is not None:
+            self.on_break()  # before the warning, which `-W error` raises
         text = f"{type(error).__name__}: {error}"
         warnings.warn(
             f"numwatch stopped watching, the training goes on ({text}). What was flushed is kept; "
@@ -84,5 +86,3 @@ class Gate:
             RuntimeWarning,
             stacklevel=4,
         )
-        if self.on_break is not None:
-            self.on_break()

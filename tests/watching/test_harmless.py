@@ -233,3 +233,17 @@ def test_plain_watch_hooks_nothing_before_it_is_entered(tmp_path, count_hooks):
     assert not list(tmp_path.iterdir())
     with pytest.raises(numwatch.NumwatchError, match="inside its `with` block"):
         watch.step()
+
+
+def test_hooks_go_even_where_the_warning_is_an_error(tmp_path, count_hooks, monkeypatch):
+    def fail(*_):
+        raise MemoryError("a test's")
+
+    monkeypatch.setattr("numwatch.taps.collector.Collector.see", fail)
+    model = Net()
+    with (
+        pytest.raises(RuntimeWarning, match="numwatch stopped watching"),
+        numwatch.watch(model, dir=tmp_path, summary=False),
+    ):
+        pass
+    assert count_hooks(model) == 0

@@ -18,6 +18,8 @@ from numwatch.formats import get_format
 from numwatch.stats.bounded import Bounded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numwatch.formats import Format
     from numwatch.stats.tensor_stats import AnyFormat, TensorStats
 
@@ -56,33 +58,62 @@ def estimate_flushed(stats: TensorStats, fmt: AnyFormat) -> Bounded:
         The estimate; low is 0 (every zero was one before) and high zeros / (zeros + non-zeros).
         The estimate is 0 where the tail ends well above the threshold, or holds too little to say.
     """
-    fmt = get_format(fmt)
     if not stats.zeros:
         return Bounded.exactly(0.0)
     total = stats.zeros + stats.nonzeros
-    lost = min(_expected_below(stats, fmt), stats.zeros)
-    return Bounded.within(lost / (lost + stats.nonzeros or 1), 0.0, stats.zeros / total)
+    (lost,) = estimate_lost(stats, fmt)
+    share = lost.value / (lost.value + stats.nonzeros or 1)
+    return Bounded.within(share, 0.0, stats.zeros / total)
 
 
-def _expected_below(stats: TensorStats, fmt: Format) -> float:
-    """Elements that the fitted tail puts at or below the flush threshold."""
+def estimate_lost(
+    stats: TensorStats, fmt: AnyFormat, factors: Sequence[float] = (1.0,)
+) -> tuple[Bounded, ...]:
+    """Returns how many of a tensor's zeros `fmt` would have made at other scales.
+
+    The same tail as in `estimate_flushed`, cut further down.
+
+    Args:
+        stats: A tensor whose values all are in `fmt`, unscaled.
+        fmt: The format it is in.
+        factors: How many times higher the tensor's scale would have been when it was rounded, each
+            >= 1; at 1 the answer is what was really flushed.
+
+    Returns:
+        A count for each factor; low is 0 (every zero was one before) and high all zeros.
+    """
+    if not stats.zeros:
+        return (Bounded.exactly(0.0),) * len(factors)
+    fmt = get_format(fmt)
+    cuts = [-math.log2(factor) for factor in factors]
+    whole, *expected = _expected_below(stats, fmt, [0.0, *cuts])
+    # More than all zeros can't have been lost: all of the tail is as much too high then.
+    part = min(stats.zeros / whole, 1.0) if whole else 0.0
+    return tuple(Bounded.within(count * part, 0.0, float(stats.zeros)) for count in expected)
+
+
+def _expected_below(stats: TensorStats, fmt: Format, cuts: Sequence[float]) -> list[float]:
+    """Elements that the fitted tail puts below each cut, in binades from the flush threshold."""
     lowest = math.frexp(fmt.smallest_subnormal)[1] - 1
     counts = np.zeros(_TAIL)
     for binade, count in enumerate(stats.binades, stats.binade_first):
         if 0 <= binade - lowest < _TAIL:
             counts[binade - lowest] += count
     if not counts[0]:
-        return 0.0
+        return [0.0] * len(cuts)
     tail = counts[: int(counts.argmax()) + 1 + _PAST_MODE]
     edges = _log2_edges(fmt, lowest, len(tail))
     slope, curvature = _fit_parabola(edges, tail)
     # Steps of the logarithm on a fine grid, from far below up to the top of the lowest binade.
-    grid = np.arange(-_BELOW, edges[1] - edges[0], 1 / _POINTS) + 0.5 / _POINTS
+    top = float(edges[1] - edges[0])
+    grid = np.arange(-_BELOW, top, 1 / _POINTS) + 0.5 / _POINTS
     rises = np.minimum(slope + 2 * curvature * grid, _STEEPEST) / _POINTS
     log_density = np.cumsum(rises)
     density = np.exp(log_density - log_density.max())
-    inside = max(float(density[grid > 0].sum()), 1e-300)
-    return float(counts[0]) * float(density[grid < 0].sum()) / inside
+    ends = grid + 0.5 / _POINTS
+    *below, whole, lowest_too = np.interp([*cuts, 0.0, top], ends, np.cumsum(density), left=0.0)
+    inside = max(float(lowest_too - whole), 1e-300)
+    return [float(counts[0]) * float(part) / inside for part in below]
 
 
 def _midpoints(start: float, end: float) -> Floats:

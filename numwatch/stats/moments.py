@@ -1,0 +1,39 @@
+"""What Adam-like optimizers make of a gradient: how its second moment stands to it and to eps."""
+
+import torch
+from torch import Tensor
+
+MOMENTS = ("touched", "below_eps", "with_gradient", "vanished", "rms_squared")
+"""Columns of `second_moment_figures`."""
+
+
+def second_moment_figures(v: Tensor, gradient: Tensor, eps: Tensor, correction: Tensor) -> Tensor:
+    """Returns `MOMENTS` of k parameters: FP64 [k, 5], on their device.
+
+    All but the last are counts: elements that had a gradient ever (an embedding's unused rows had
+    none), those of them with sqrt(v) < eps; finite non-zero gradients, those of them with v = 0.
+    `rms_squared` is mean(g^2 / max(v, eps^2)) (Wortsman et al. 2023,
+    section 3.4), NaN where there is nothing to divide by: v and eps are both 0.
+
+    Args:
+        v: Second moments as the optimizer keeps them after its step, [k, n].
+        gradient: The gradients it was given, [k, n].
+        eps: FP64 [k].
+        correction: What the optimizer divides v by before it takes the root (1 - beta2^t), FP64
+            [k]; 1 where it does not.
+    """
+    kept, gradient = v.double(), gradient.double()
+    corrected = kept / correction[:, None]
+    squared = gradient.square()
+    has_gradient = squared.isfinite() & (gradient != 0)
+    touched = has_gradient | (kept != 0)
+    return torch.stack(
+        [
+            touched.sum(dim=1, dtype=torch.float64),
+            (touched & (corrected.sqrt() < eps[:, None])).sum(dim=1, dtype=torch.float64),
+            has_gradient.sum(dim=1, dtype=torch.float64),
+            (has_gradient & (kept == 0)).sum(dim=1, dtype=torch.float64),
+            (squared / corrected.maximum(eps[:, None].square())).mean(dim=1),
+        ],
+        dim=1,
+    )

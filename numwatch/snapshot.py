@@ -1,6 +1,6 @@
 """What was seen in one step: the packed rows of all slots and the step's scalars."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,11 @@ FORWARD_ROLES = ("input", "weight", "output")
 GRADIENT_ROLES = ("grad_output", "grad_input", "grad_weight")
 GEMM_RESULTS = ("grad_input", "grad_weight")
 ROLES = FORWARD_ROLES + GRADIENT_ROLES
+UPDATE_ROLE = "update"
+"""Role of a parameter's updates; its optimizer's state has the state's keys for roles (`exp_avg`).
+
+In both the path before the colon is the parameter's own: `blocks.0.fc.weight:exp_avg`.
+"""
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,9 @@ class SlotInfo:
     Attributes:
         slot: The name, `<module path>:<role>`.
         module: Path of the module, as `named_modules` of the unwrapped model gives it.
-        role: One of `ROLES`.
-        module_class: Class name of the module.
+        role: One of `ROLES`, `UPDATE_ROLE`, or a key of the optimizer's state; of the last two
+            `module` is the path of the parameter.
+        module_class: Class name of the module; of a parameter's slot, of its optimizer.
         shape: Shape of the last tensor seen, or None before one was seen.
         dtype: Its dtype's name without `torch.`, or None.
         format: Canonical name of the format the module computes in (autocast's dtype inside
@@ -115,6 +121,121 @@ class Rows:
             yield Row(slot, stats, float(self.loss_scales[i]), self.casts[i])
 
 
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Returns the rows of all parts, which were measured alike; at least one."""
+    return Rows(
+        slots=tuple(slot for part in parts for slot in part.slots),
+        counts=np.concatenate([part.counts for part in parts]),
+        reals=np.concatenate([part.reals for part in parts]),
+        loss_scales=np.concatenate([part.loss_scales for part in parts]),
+        casts=tuple(cast for part in parts for cast in part.casts),
+        full=parts[0].full,
+    )
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step did to one parameter, judged for one format the weights could be stored in.
+
+    Shares are over the sampled elements whose intended update is finite and not zero; None where
+    there is none. With w the weight in the storage format, D the intended update and the storage's
+    own rounding to nearest even, D' = round(w + D) - w is what arrives (Collage, 2024).
+
+    Attributes:
+        slot: `<parameter path>:update`.
+        storage: Canonical name of the format. E4M3 and E5M2 are taken at the scale that puts the
+            sample's amax at their largest value.
+        numel: Elements of the parameter.
+        sampled: How many of them were looked at.
+        nonzero: How many of those have an intended update that is finite and not zero.
+        ratio: L2 norm of the update really applied over the weights', in the sample; None where
+            the weights are all zero.
+        swallowed: Share of updates with D' = 0.
+        stochastic_kept: Share that is swallowed and would move the weight under stochastic
+            rounding, in expectation.
+        deferred: Where FP32 weights hold the update: share after which their copy in the storage
+            format has not moved. None where the update is lost.
+        edq: Effective descent quality <D', D> / |D|, in the weights' unit.
+        edq_normalised: <D', D> / |D|^2; 1 is lossless.
+        lost: Whether the weights are stored in this format, so that what is swallowed is gone.
+        intended: Where D comes from: "applied" (FP32 weights took it whole), "exact" (the same
+            element-wise optimizer on FP32 copies), "estimate" (one that is not element-wise).
+    """
+
+    slot: str
+    storage: str
+    numel: int
+    sampled: int
+    nonzero: int
+    ratio: float | None
+    swallowed: float | None
+    stochastic_kept: float | None
+    deferred: float | None
+    edq: float | None
+    edq_normalised: float | None
+    lost: bool
+    intended: str
+
+
+@dataclass(frozen=True)
+class OptimizerState:
+    """One tensor of an optimizer's state beside what its row in `Rows` tells; None: not defined.
+
+    Attributes:
+        slot: `<parameter path>:<key of the state>`.
+        dtype: Its dtype's name without `torch.`.
+        sampled: How many elements were looked at.
+        eps: The eps added to the square root of a second moment.
+        eps_stored: The same, rounded to `dtype`.
+        decay: The factor by which the state decays at each step.
+        decay_stored: The same, rounded to `dtype`; 1.0 means that the state never decays.
+        below_eps: Share of the elements that ever had a gradient with sqrt(v) < eps, v the second
+            moment, bias-corrected where the optimizer does so.
+        vanished: Share of the elements with a non-zero gradient whose v is 0: g^2 was flushed.
+        rms: RMS_t = sqrt(mean(g^2 / max(v, eps^2))) (Wortsman et al. 2023, section 3.4).
+    """
+
+    slot: str
+    dtype: str
+    sampled: int
+    eps: float | None = None
+    eps_stored: float | None = None
+    decay: float | None = None
+    decay_stored: float | None = None
+    below_eps: float | None = None
+    vanished: float | None = None
+    rms: float | None = None
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A gradient beside the one the same batch has in FP32, both unscaled.
+
+    Attributes:
+        slot: The slot, of a gradient role.
+        sampled: Elements compared.
+        zeros: Elements that are zero in FP32.
+        run_zeros: Elements that are zero in the run.
+        flushed: Elements that are zero in the run and not in FP32.
+        relative_error: |g - g32| / |g32| over the sample, L2; None where g32 is all zero.
+        cosine: Of the angle between g and g32; None where either is all zero.
+    """
+
+    slot: str
+    sampled: int
+    zeros: int
+    run_zeros: int
+    flushed: int
+    relative_error: float | None
+    cosine: float | None
+
+    @property
+    def flushed_share(self) -> float | None:
+        """Share of the elements that FP32 has that are gone; None where FP32 has none."""
+        nonzero = self.sampled - self.zeros
+        return self.flushed / nonzero if nonzero else None
+
+
 @dataclass(frozen=True)
 class StepScalars:
     """The scalars of one optimizer step; None where not measured, see DESIGN's `steps` columns.
@@ -125,7 +246,11 @@ class StepScalars:
         loss_scale_before: Loss scale in force during the step; 1.0 without a scaler.
         loss_scale_after: Loss scale after the scaler's update.
         found_inf: Whether the scaler found a non-finite gradient.
-        skipped: Whether the optimizer left the weights alone.
+        skipped: Whether the optimizer, or one of several, left the weights alone.
+        skipped_optimizers: Which of them, by position.
+        loss_scales: The loss scale at each turn of an optimizer, where a step has several.
+        nonfinite_parameters: Parameters whose gradient held NaN or inf when their optimizer was
+            skipped; None where nothing was skipped or the gradients were gone.
         step_seconds: Wall time of the step, numwatch's own included.
         numwatch_seconds: Host time spent inside numwatch.
     """
@@ -139,17 +264,26 @@ class StepScalars:
     loss_scale_after: float = 1.0
     found_inf: bool = False
     skipped: bool = False
+    skipped_optimizers: tuple[int, ...] = ()
+    loss_scales: tuple[float, ...] = ()
+    nonfinite_parameters: tuple[str, ...] | None = None
     step_seconds: float = 0.0
     numwatch_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One optimizer step as numwatch saw it; `rows` is None on steps whose tensors were not."""
+    """One optimizer step as numwatch saw it; `rows` is None on steps whose tensors were not.
+
+    `updates` and `states` come with full rows, `shadows` with those that had a shadow step.
+    """
 
     step: int
     scalars: StepScalars
     rows: Rows | None = None
+    updates: tuple[Update, ...] = ()
+    states: tuple[OptimizerState, ...] = ()
+    shadows: tuple[Shadow, ...] = ()
 
 
 def format_of_dtype(dtype: str) -> str | None:

@@ -4,12 +4,22 @@ from numwatch.record.errors import RecordError
 from numwatch.record.events import events_of
 from numwatch.record.recorder import Recorder
 from numwatch.record.run import Run, open_run
-from numwatch.record.schema import RECORD_FOLDER, SCHEMA_VERSION, STEPS, TENSORS, UPDATES
+from numwatch.record.schema import (
+    RECORD_FOLDER,
+    SCHEMA_VERSION,
+    SHADOWS,
+    STATES,
+    STEPS,
+    TENSORS,
+    UPDATES,
+)
 from numwatch.record.unpack import iter_rows, row_cast, row_stats
 
 __all__ = [
     "RECORD_FOLDER",
     "SCHEMA_VERSION",
+    "SHADOWS",
+    "STATES",
     "STEPS",
     "TENSORS",
     "UPDATES",

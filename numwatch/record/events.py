@@ -1,35 +1,76 @@
 """What of a step is worth a line in `events.jsonl`."""
 
-from numwatch.snapshot import Snapshot
+from collections.abc import Sequence
+from itertools import pairwise
+
+from numwatch.snapshot import GRADIENT_ROLES, Rows, Snapshot, StepScalars
 from numwatch.stats.layout import NANS, NEGINFS, POSINFS
 
+MAX_NAMES = 20
+"""A line names so many slots or parameters at most, and counts the rest."""
 
-def events_of(snapshot: Snapshot) -> list[tuple[str, dict[str, object]]]:
+Event = tuple[str, dict[str, object]]
+
+
+def events_of(snapshot: Snapshot) -> list[Event]:
     """Returns the kind and the details of each event of a step.
 
-    Beside them the session writes a `start` with the seconds numwatch took before the first step.
-    Kinds: `skip` (the optimizer left the weights alone), `overflow` (the scaler found a non-finite
-    gradient), `backoff` and `growth` (the loss scale moved), `nonfinite` (slots that held NaN or
-    inf on a recorded step).
+    Beside them the session writes a `start` with the seconds numwatch took before the first step,
+    `memory` with the bytes it holds, and `collapse` where the loss scale is on its way to 0.
+    Kinds: `skip` (the optimizer left the weights alone; of several, which), `overflow` (the scaler
+    found a non-finite gradient; with the parameters and the slots that held one, where known),
+    `backoff` and `growth` (the loss scale moved, at each turn of several optimizers), `nonfinite`
+    (slots that held NaN or inf on a recorded step). Of names there are at most `MAX_NAMES`;
+    `more_slots` and `more_parameters` count the others.
     """
     scalars = snapshot.scalars
-    before, after = scalars.loss_scale_before, scalars.loss_scale_after
-    events: list[tuple[str, dict[str, object]]] = []
+    slots = _nonfinite(snapshot.rows)
+    events: list[Event] = []
     if scalars.found_inf:
-        events.append(("overflow", {"loss_scale": before}))
+        events.append(("overflow", _culprits(scalars, slots)))
     if scalars.skipped:
-        events.append(("skip", {"found_inf": scalars.found_inf}))
-    if after != before:
-        kind = "growth" if after > before else "backoff"
-        events.append((kind, {"loss_scale_before": before, "loss_scale_after": after}))
-    slots = _nonfinite(snapshot)
+        events.append(("skip", _skip(scalars)))
+    events += _moves(scalars)
     if slots:
-        events.append(("nonfinite", {"slots": slots}))
+        events.append(("nonfinite", _named("slots", slots)))
     return events
 
 
-def _nonfinite(snapshot: Snapshot) -> list[str]:
-    if snapshot.rows is None:
+def _culprits(scalars: StepScalars, slots: Sequence[str]) -> dict[str, object]:
+    gradients = [slot for slot in slots if slot.rpartition(":")[2] in GRADIENT_ROLES]
+    return {
+        "loss_scale": scalars.loss_scale_before,
+        **_named("parameters", scalars.nonfinite_parameters or ()),
+        **_named("slots", gradients),
+    }
+
+
+def _skip(scalars: StepScalars) -> dict[str, object]:
+    several = len(scalars.loss_scales) > 1 or any(scalars.skipped_optimizers)
+    which = {"optimizers": list(scalars.skipped_optimizers)} if several else {}
+    return {"found_inf": scalars.found_inf, **which}
+
+
+def _moves(scalars: StepScalars) -> list[Event]:
+    way = (scalars.loss_scale_before, *scalars.loss_scales, scalars.loss_scale_after)
+    return [
+        (
+            "growth" if after > before else "backoff",
+            {"loss_scale_before": before, "loss_scale_after": after},
+        )
+        for before, after in pairwise(way)
+        if after != before
+    ]
+
+
+def _named(kind: str, names: Sequence[str]) -> dict[str, object]:
+    found: dict[str, object] = {kind: list(names[:MAX_NAMES])} if names else {}
+    more = len(names) - MAX_NAMES
+    return {**found, f"more_{kind}": more} if more > 0 else found
+
+
+def _nonfinite(rows: Rows | None) -> list[str]:
+    if rows is None:
         return []
-    counts = snapshot.rows.counts[:, [NANS, POSINFS, NEGINFS]].sum(axis=1)
-    return [slot for slot, count in zip(snapshot.rows.slots, counts, strict=True) if count]
+    counts = rows.counts[:, [NANS, POSINFS, NEGINFS]].sum(axis=1)
+    return [slot for slot, count in zip(rows.slots, counts, strict=True) if count]

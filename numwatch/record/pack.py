@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from numwatch.record.schema import STEPS, TENSORS
+from numwatch.record.schema import STEPS, TABLES, TENSORS
 from numwatch.snapshot import Rows, Snapshot, StepScalars
 from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.layout import AMAX_ONLY, BINADES, COUNT_COLUMNS, REAL_COLUMNS
@@ -54,6 +54,20 @@ def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
         **_casts(all_rows),
     }
     return pa.table(columns, schema=TENSORS)
+
+
+def entries_table(snapshots: Sequence[Snapshot], attempt: int, name: str) -> pa.Table:
+    """Returns the rows of the `updates`, `states` or `shadows` of snapshots, step by step."""
+    entries = [
+        (snapshot.step, entry) for snapshot in snapshots for entry in getattr(snapshot, name)
+    ]
+    own = [column for column in TABLES[name].names if column not in ("attempt", "step")]
+    columns = {
+        "attempt": [attempt] * len(entries),
+        "step": [step for step, _ in entries],
+        **{column: [getattr(entry, column) for _, entry in entries] for column in own},
+    }
+    return pa.table(columns, schema=TABLES[name])
 
 
 def _casts(all_rows: Sequence[Rows]) -> dict[str, list[object]]:

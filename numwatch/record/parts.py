@@ -12,7 +12,10 @@ from numwatch.record.schema import TABLES
 
 _NAME = re.compile(r"attempt-(\d{3,})-part-(\d{5,})\.parquet")
 # Repeated for many rows on end. Histograms and sums hardly repeat; a dictionary enlarges them.
-_DICTIONARY = ("attempt", "slot", "numel", "loss_scale", "cast_format", "epoch", "storage")
+_DICTIONARY = (
+    *("attempt", "slot", "numel", "loss_scale", "cast_format", "epoch", "storage"),
+    *("sampled", "intended", "dtype", "eps", "eps_stored", "decay", "decay_stored"),
+)
 DAMAGED = (pa.ArrowException, OSError, ValueError)
 """What reading a part that is not whole raises."""
 
@@ -76,13 +79,17 @@ def part_files(directory: Path, name: str) -> list[tuple[Path, int, int]]:
 def open_part(path: Path, name: str, attempt: int, number: int) -> Part:
     """Returns what a part's footer says; reads no rows.
 
+    A column that may be null may be missing too: an older numwatch did not know it.
+
     Raises:
         DAMAGED: The file is not whole, or not a part of this table.
     """
     with pq.ParquetFile(path) as file:
         schema, found = TABLES[name], file.schema_arrow
         for field in schema:
-            if field.name not in found.names or found.field(field.name).type != field.type:
+            missing = field.name not in found.names
+            fits = field.nullable if missing else found.field(field.name).type == field.type
+            if not fits:
                 raise ValueError(f"column {field.name} is missing or not {field.type}")
         column = found.names.index("step")
         ranges = [
@@ -97,6 +104,8 @@ def open_part(path: Path, name: str, attempt: int, number: int) -> Part:
 def read_part(part: Part, columns: list[str] | None = None) -> pa.Table:
     """Returns the rows of a part in its table's schema, checked by their checksums.
 
+    Columns that the part lacks are null.
+
     Raises:
         DAMAGED: The file is not whole.
     """
@@ -104,4 +113,10 @@ def read_part(part: Part, columns: list[str] | None = None) -> pa.Table:
     names = schema.names if columns is None else columns
     with pq.ParquetFile(part.path, page_checksum_verification=True) as file:
         table = file.read(columns=names, use_threads=False)
+        if not table.column_names:  # then its rows are not counted either
+            table = file.read(columns=["step"], use_threads=False)
+    for name in names:
+        if name not in table.column_names:
+            nulls = pa.nulls(table.num_rows, schema.field(name).type)
+            table = table.append_column(schema.field(name), nulls)
     return table.select(names).cast(pa.schema([schema.field(name) for name in names]))

@@ -19,13 +19,15 @@ from numwatch.record.manifest import (
     claim_attempt,
     rewrite,
 )
-from numwatch.record.pack import steps_table, tensors_table
+from numwatch.record.pack import entries_table, steps_table, tensors_table
 from numwatch.record.parts import write_part
+from numwatch.record.schema import TABLES
 from numwatch.snapshot import SlotInfo, Snapshot
 
 FLUSH_SECONDS = 30.0
 # A packed row takes 2 KiB, so this bounds what waits in memory to 32 MiB and a few steps.
 MAX_BUFFERED_ROWS = 16_384
+_ENTRIES = ("updates", "states", "shadows")
 
 
 @final
@@ -44,10 +46,9 @@ class Recorder:
         self._manifest = manifest
         self._flush_seconds = flush_seconds
         self._flushed_at = time.monotonic()
-        self._tensors: list[Snapshot] = []
-        self._steps: list[Snapshot] = []
+        self._buffered: dict[str, list[Snapshot]] = {name: [] for name in TABLES}
         self._buffered_rows = 0
-        self._parts = {"tensors": 0, "steps": 0}
+        self._parts = dict.fromkeys(TABLES, 0)
         self._closed = False
 
     @classmethod
@@ -105,10 +106,14 @@ class Recorder:
         """
         if self._closed:
             raise RecordError(f"the record in {self.directory} is closed: open a new attempt")
-        self._steps.append(snapshot)
+        self._buffered["steps"].append(snapshot)
         if snapshot.rows:
-            self._tensors.append(snapshot)
+            self._buffered["tensors"].append(snapshot)
             self._buffered_rows += len(snapshot.rows)
+        for name in _ENTRIES:
+            if entries := getattr(snapshot, name):
+                self._buffered[name].append(snapshot)
+                self._buffered_rows += len(entries)
         overdue = time.monotonic() - self._flushed_at >= self._flush_seconds
         if overdue or self._buffered_rows >= MAX_BUFFERED_ROWS:
             self.flush()
@@ -141,13 +146,11 @@ class Recorder:
             RecordError: They can't be written.
         """
         with _writing(self.directory):
-            # Steps first: a reader lists the tensors first and so finds the steps of them all.
-            if self._steps:
-                self._write_part("steps", steps_table(self._steps, self.attempt))
-                self._steps = []
-            if self._tensors:
-                self._write_part("tensors", tensors_table(self._tensors, self.attempt))
-                self._tensors, self._buffered_rows = [], 0
+            # Steps first: a reader lists them last and so finds the steps of all it found before.
+            for name in ("steps", "tensors", *_ENTRIES):
+                if self._buffered[name]:
+                    self._write_part(name)
+            self._buffered_rows = 0
         self._flushed_at = time.monotonic()
 
     def close(self) -> None:
@@ -160,9 +163,19 @@ class Recorder:
             self._closed = True
             self.flush()
 
-    def _write_part(self, name: str, table: pa.Table) -> None:
+    def _write_part(self, name: str) -> None:
+        table = _table(name, self._buffered[name], self.attempt)
         write_part(self.directory, name, self.attempt, self._parts[name], table)
         self._parts[name] += 1
+        self._buffered[name] = []
+
+
+def _table(name: str, snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
+    if name == "steps":
+        return steps_table(snapshots, attempt)
+    if name == "tensors":
+        return tensors_table(snapshots, attempt)
+    return entries_table(snapshots, attempt, name)
 
 
 @contextmanager

@@ -57,9 +57,10 @@ class Run:
         self.path = path
         self.problems: list[str] = []
         self.attempts = self._read_manifests()
-        # Tensors before steps, which the writer flushes before them: a run that goes on meanwhile
-        # shows no rows here whose step is missing.
-        self._parts = {name: self._open_parts(name) for name in TABLES}
+        # Steps last, which the writer flushes first: a run that goes on meanwhile shows no rows
+        # here whose step is missing.
+        in_order = sorted(TABLES, key=lambda name: name == "steps")
+        self._parts = {name: self._open_parts(name) for name in in_order}
         self._ends = self._find_ends()
 
     @property
@@ -115,11 +116,25 @@ class Run:
         self, *, first: int | None = None, last: int | None = None
     ) -> Iterator[pa.Table]:
         """Yields the `tensors` table in pieces that fit into memory, in the order of steps."""
-        return self._tables("tensors", first, last, None)
+        return self.batches("tensors", first=first, last=last)
+
+    def batches(
+        self, table: str, *, first: int | None = None, last: int | None = None
+    ) -> Iterator[pa.Table]:
+        """Yields any table of `TABLES` in such pieces."""
+        return self._tables(table, first, last, None)
 
     def updates(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
-        """Returns the `updates` table."""
+        """Returns the `updates` table: what each parameter's updates would lose in each format."""
         return self._table("updates", first=first, last=last)
+
+    def states(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
+        """Returns the `states` table: the optimizer's state beside what `tensors` tells of it."""
+        return self._table("states", first=first, last=last)
+
+    def shadows(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
+        """Returns the `shadows` table: gradients beside those of the same batch in FP32."""
+        return self._table("shadows", first=first, last=last)
 
     def events(self) -> list[dict[str, Any]]:
         """Returns the lines of `events.jsonl`: attempt, step, kind and what belongs to the kind."""
@@ -201,10 +216,11 @@ class Run:
 
     def _check_names(self, slot: str | None, module: str | None, role: str | None) -> None:
         modules = [info.module for info in self.slots.values()]
+        roles = dict.fromkeys([*ROLES, *(info.role for info in self.slots.values())])
         for kind, name, known in (
             ("slot", slot, list(self.slots)),
             ("module", module, modules),
-            ("role", role, list(ROLES)),
+            ("role", role, list(roles) if self.slots else []),
         ):
             # A run killed before it described its slots knows none; it may still have the rows.
             if name is not None and known and name not in known:

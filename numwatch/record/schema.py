@@ -59,6 +59,9 @@ STEPS = _schema(
     ("loss_scale_after", pa.float64(), _ALWAYS),
     ("found_inf", pa.bool_(), _ALWAYS),
     ("skipped", pa.bool_(), _ALWAYS),
+    ("skipped_optimizers", pa.list_(pa.int32()), _NULLABLE),
+    ("loss_scales", pa.list_(pa.float64()), _NULLABLE),
+    ("nonfinite_parameters", pa.list_(pa.string()), _NULLABLE),
     ("step_seconds", pa.float64(), _ALWAYS),
     ("numwatch_seconds", pa.float64(), _ALWAYS),
 )
@@ -75,8 +78,48 @@ UPDATES = _schema(
     ("swallowed", pa.float64(), _NULLABLE),
     ("edq", pa.float64(), _NULLABLE),
     ("lost", pa.bool_(), _NULLABLE),
+    ("numel", pa.int64(), _NULLABLE),
+    ("stochastic_kept", pa.float64(), _NULLABLE),
+    ("deferred", pa.float64(), _NULLABLE),
+    ("edq_normalised", pa.float64(), _NULLABLE),
+    ("intended", pa.string(), _NULLABLE),
 )
-"""One row per parameter, candidate storage format and recorded step."""
+"""One row per parameter, candidate storage format and full step; see `numwatch.snapshot.Update`."""
 
-TABLES = {"tensors": TENSORS, "steps": STEPS, "updates": UPDATES}
+STATES = _schema(
+    ("attempt", pa.int32(), _ALWAYS),
+    ("step", pa.int64(), _ALWAYS),
+    ("slot", pa.string(), _ALWAYS),
+    ("dtype", pa.string(), _ALWAYS),
+    ("sampled", pa.int64(), _ALWAYS),
+    ("eps", pa.float64(), _NULLABLE),
+    ("eps_stored", pa.float64(), _NULLABLE),
+    ("decay", pa.float64(), _NULLABLE),
+    ("decay_stored", pa.float64(), _NULLABLE),
+    ("below_eps", pa.float64(), _NULLABLE),
+    ("vanished", pa.float64(), _NULLABLE),
+    ("rms", pa.float64(), _NULLABLE),
+)
+"""One row per tensor of optimizer state and full step; see `numwatch.snapshot.OptimizerState`."""
+
+SHADOWS = _schema(
+    ("attempt", pa.int32(), _ALWAYS),
+    ("step", pa.int64(), _ALWAYS),
+    ("slot", pa.string(), _ALWAYS),
+    ("sampled", pa.int64(), _ALWAYS),
+    ("zeros", pa.int64(), _ALWAYS),
+    ("run_zeros", pa.int64(), _ALWAYS),
+    ("flushed", pa.int64(), _ALWAYS),
+    ("relative_error", pa.float64(), _NULLABLE),
+    ("cosine", pa.float64(), _NULLABLE),
+)
+"""One row per gradient slot and shadow step; see `numwatch.snapshot.Shadow`."""
+
+TABLES = {
+    "tensors": TENSORS,
+    "steps": STEPS,
+    "updates": UPDATES,
+    "states": STATES,
+    "shadows": SHADOWS,
+}
 """Name of a table, which is its folder's too, to its columns."""

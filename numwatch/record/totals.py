@@ -1,6 +1,7 @@
 """What each slot showed over many steps: rows merged slot by slot, without unpacking any."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.layout import COUNT_COLUMNS, REAL_COLUMNS
 
 _NONFINITES = ("nans", "posinfs", "neginfs")
+_MERGES: dict[str, np.ufunc] = {"amax": np.maximum, "amin": np.minimum}
+"""How the reals that are no sums merge."""
 
 
 @dataclass(frozen=True)
@@ -78,27 +81,33 @@ class SlotTotals:
 
 def slot_totals(tables: Iterable[pa.Table]) -> dict[str, SlotTotals]:
     """Returns the totals of each slot in pieces of the `tensors` table, in order of appearance."""
-    totals = _Totals()
+    return read_totals(tables).by_slot()
+
+
+def read_totals(tables: Iterable[pa.Table]) -> "Totals":
+    """Returns the totals of pieces of the `tensors` table, read once."""
+    totals = Totals()
     for table in tables:
         totals.add(table)
-    return {slot: totals.of(slot) for slot in totals.ids}
+    return totals
 
 
-class _Totals:
-    """Columns of sums, one line a slot; grows with the slots."""
+class Totals:
+    """Columns of sums, one line for each slot and each loss scale it was seen under."""
 
     def __init__(self) -> None:
-        self.ids: dict[str, int] = {}
+        self._lines: dict[tuple[str, float], int] = {}
         self._counts = np.zeros((0, COUNTS), np.int64)
         self._reals = np.zeros((0, REALS))
         self._rows = np.zeros((0, 2), np.int64)
         self._nonfinites = np.zeros((0, len(_NONFINITES)), np.int64)
         self._peaks = np.zeros((0, 4))
         self._casts = np.zeros((0, 3), np.int64)
-        self._cast_formats: dict[int, str] = {}
+        self._cast_formats: dict[str, str] = {}
 
     def add(self, table: pa.Table) -> None:
-        ids = self._slot_ids(table)
+        """Adds a piece of the table."""
+        ids = self._line_of_rows(table)
         amax, loss_scale = _numbers(table, "amax"), _numbers(table, "loss_scale")
         for column, name in enumerate(_NONFINITES):
             np.add.at(self._nonfinites[:, column], ids, table[name].to_numpy())
@@ -115,20 +124,33 @@ class _Totals:
         if cast.any():
             self._add_casts(table.filter(cast), ids[cast])
 
-    def of(self, slot: str) -> SlotTotals:
-        i = self.ids[slot]
-        amax, unscaled, loss_scale, cast_peak = self._peaks[i].tolist()
+    def by_slot(self) -> dict[str, SlotTotals]:
+        """Returns the totals of each slot over all its loss scales, in order of appearance."""
+        lines = defaultdict(list)
+        for (slot, _), line in self._lines.items():
+            lines[slot].append(line)
+        return {slot: self._slot(slot, own) for slot, own in lines.items()}
+
+    def by_loss_scale(self, roles: Collection[str]) -> dict[tuple[str, float], TensorStats]:
+        """Returns the full rows of each slot and loss scale merged, of slots in these roles."""
+        return {
+            (slot, loss_scale): unpack_row(self._counts[line], self._reals[line])
+            for (slot, loss_scale), line in self._lines.items()
+            if self._rows[line, 0] and slot.rpartition(":")[2] in roles
+        }
+
+    def _slot(self, slot: str, lines: list[int]) -> SlotTotals:
+        amax, unscaled, loss_scale, cast_peak = self._peaks[lines].max(axis=0).tolist()
         cast = None
-        if i in self._cast_formats:
+        if slot in self._cast_formats:
             peak = cast_peak if cast_peak > 0 else float("nan")
-            flushed, saturated, nonzeros = self._casts[i].tolist()
-            cast = CastTotals(self._cast_formats[i], flushed, saturated, nonzeros, peak)
-        stats = unpack_row(self._counts[i], self._reals[i])
-        full_rows, amax_only_rows = self._rows[i].tolist()
-        nans, posinfs, neginfs = self._nonfinites[i].tolist()
+            flushed, saturated, nonzeros = self._casts[lines].sum(axis=0).tolist()
+            cast = CastTotals(self._cast_formats[slot], flushed, saturated, nonzeros, peak)
+        full_rows, amax_only_rows = self._rows[lines].sum(axis=0).tolist()
+        nans, posinfs, neginfs = self._nonfinites[lines].sum(axis=0).tolist()
         return SlotTotals(
             slot=slot,
-            stats=stats,
+            stats=unpack_row(self._counts[lines].sum(axis=0), merged_reals(self._reals[lines])),
             full_rows=full_rows,
             amax_only_rows=amax_only_rows,
             nans=nans,
@@ -140,10 +162,15 @@ class _Totals:
             cast=cast,
         )
 
-    def _slot_ids(self, table: pa.Table) -> npt.NDArray[np.int64]:
-        encoded = pc.dictionary_encode(table["slot"].combine_chunks())
-        own = [self.ids.setdefault(slot, len(self.ids)) for slot in encoded.dictionary.to_pylist()]
-        new = len(self.ids) - len(self._counts)
+    def _line_of_rows(self, table: pa.Table) -> npt.NDArray[np.int64]:
+        slots = pc.dictionary_encode(table["slot"].combine_chunks())
+        names = slots.dictionary.to_pylist()
+        scales, scale_of_row = np.unique(_numbers(table, "loss_scale"), return_inverse=True)
+        pair_of_row = slots.indices.to_numpy() * len(scales) + scale_of_row
+        pairs, ids = np.unique(pair_of_row, return_inverse=True)
+        keys = [(names[pair // len(scales)], float(scales[pair % len(scales)])) for pair in pairs]
+        own = [self._lines.setdefault(key, len(self._lines)) for key in keys]
+        new = len(self._lines) - len(self._counts)
         if new:
             self._counts = _grown(self._counts, new)
             self._reals = _grown(self._reals, new)
@@ -151,15 +178,14 @@ class _Totals:
             self._rows, self._peaks = _grown(self._rows, new), _grown(self._peaks, new)
             self._nonfinites = _grown(self._nonfinites, new)
             self._casts = _grown(self._casts, new)
-        ids: npt.NDArray[np.int64] = np.array(own, np.int64)[encoded.indices.to_numpy()]
-        return ids
+        line_of_row: npt.NDArray[np.int64] = np.array(own, np.int64)[ids]
+        return line_of_row
 
     def _add_full(self, table: pa.Table, ids: npt.NDArray[np.int64]) -> None:
         for name, at in COUNT_COLUMNS.items():
             np.add.at(self._counts[:, at], ids, table[name].to_numpy())
         for name, at in REAL_COLUMNS.items():
-            merge = {"amax": np.maximum, "amin": np.minimum}.get(name, np.add)
-            merge.at(self._reals[:, at], ids, table[name].to_numpy())
+            _MERGES.get(name, np.add).at(self._reals[:, at], ids, table[name].to_numpy())
         lengths = pc.list_value_length(table["binades"]).to_numpy()
         first = table["binade_first"].to_numpy() - BINADE_MIN
         starts = np.cumsum(lengths) - lengths
@@ -177,8 +203,16 @@ class _Totals:
         with np.errstate(over="ignore"):
             peaks = _numbers(table, "amax") * _numbers(table, "cast_scale")
         np.fmax.at(self._peaks[:, -1], ids, peaks)
-        formats = table["cast_format"].to_pylist()
-        self._cast_formats.update(zip(ids.tolist(), formats, strict=True))
+        slots, formats = table["slot"].to_pylist(), table["cast_format"].to_pylist()
+        self._cast_formats.update(zip(slots, formats, strict=True))
+
+
+def merged_reals(reals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Merges reals [n, REALS] of n rows into those [REALS] of one."""
+    merged = np.zeros(REALS)
+    for name, at in REAL_COLUMNS.items():
+        merged[at] = _MERGES.get(name, np.add).reduce(reals[:, at])
+    return merged
 
 
 def _grown(array: npt.NDArray[Any], lines: int) -> npt.NDArray[Any]:

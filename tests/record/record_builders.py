@@ -6,7 +6,16 @@ import numpy as np
 from hypothesis import strategies as st
 
 from numwatch.record import Recorder
-from numwatch.snapshot import ROLES, Cast, Rows, Snapshot, StepScalars
+from numwatch.snapshot import (
+    ROLES,
+    Cast,
+    OptimizerState,
+    Rows,
+    Shadow,
+    Snapshot,
+    StepScalars,
+    Update,
+)
 from numwatch.stats import (
     AMAX,
     AMIN,
@@ -24,6 +33,7 @@ from numwatch.stats import (
     ZEROS,
 )
 
+PARAMETERS = ("blocks.0.fc.weight", "head.bias")
 SLOTS = tuple(f"blocks.{i}.fc:{role}" for i in range(3) for role in ROLES)
 
 
@@ -103,28 +113,79 @@ def any_rows(draw):
     return Rows(tuple(slots), counts, reals, scales, casts, full)
 
 
+_optional = st.none() | st.floats()
+_updates = st.builds(
+    Update,
+    slot=st.sampled_from([f"{name}:update" for name in PARAMETERS]),
+    storage=st.sampled_from(["fp16", "bf16", "e4m3", "e5m2"]),
+    numel=_count,
+    sampled=_count,
+    nonzero=_count,
+    ratio=_optional,
+    swallowed=_optional,
+    stochastic_kept=_optional,
+    deferred=_optional,
+    edq=_optional,
+    edq_normalised=_optional,
+    lost=st.booleans(),
+    intended=st.sampled_from(["applied", "exact", "estimate"]),
+)
+_states = st.builds(
+    OptimizerState,
+    slot=st.sampled_from([f"{name}:exp_avg_sq" for name in PARAMETERS]),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+    sampled=_count,
+    eps=_optional,
+    eps_stored=_optional,
+    decay=_optional,
+    decay_stored=_optional,
+    below_eps=_optional,
+    vanished=_optional,
+    rms=_optional,
+)
+_shadows = st.builds(
+    Shadow,
+    slot=st.sampled_from([slot for slot in SLOTS if "grad" in slot]),
+    sampled=_count,
+    zeros=_count,
+    run_zeros=_count,
+    flushed=_count,
+    relative_error=_optional,
+    cosine=_optional,
+)
+
+
+def _several(entries):
+    return st.lists(entries, max_size=3).map(tuple)
+
+
 @st.composite
 def any_snapshots(draw):
     """Snapshots at rising steps."""
     steps = sorted(draw(st.sets(st.integers(0, 2**40), min_size=1, max_size=4)))
-    optional = st.none() | st.floats()
     return [
         Snapshot(
             step,
             StepScalars(
                 epoch=draw(st.integers(0, 9)),
                 batch=draw(st.integers(0, 9)),
-                loss=draw(optional),
-                lr=draw(optional),
-                grad_norm=draw(optional),
+                loss=draw(_optional),
+                lr=draw(_optional),
+                grad_norm=draw(_optional),
                 loss_scale_before=draw(_positive),
                 loss_scale_after=draw(_positive),
                 found_inf=draw(st.booleans()),
                 skipped=draw(st.booleans()),
+                skipped_optimizers=draw(_several(st.integers(0, 9))),
+                loss_scales=draw(_several(_positive)),
+                nonfinite_parameters=draw(st.none() | _several(st.sampled_from(PARAMETERS))),
                 step_seconds=draw(_positive),
                 numwatch_seconds=draw(_positive),
             ),
             draw(st.none() | any_rows()),
+            draw(_several(_updates)),
+            draw(_several(_states)),
+            draw(_several(_shadows)),
         )
         for step in steps
     ]

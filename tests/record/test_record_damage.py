@@ -3,12 +3,14 @@
 import json
 from dataclasses import asdict
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from record_builders import record, snapshot, write_steps
 
 from numwatch import open_run
 from numwatch.errors import NumwatchError
-from numwatch.record import RecordError
+from numwatch.record import STEPS, RecordError
 from numwatch.snapshot import SlotInfo
 
 
@@ -68,6 +70,49 @@ def test_a_part_of_another_table_is_damage(tmp_path):
     assert run.steps().num_rows == 0
     reason = "column epoch is missing or not int64"
     assert run.problems == [f"{steps.relative_to(tmp_path)} is damaged and left out ({reason})"]
+
+
+def rewritten(part, change):
+    """Writes a part again as `change` makes it."""
+    table = change(pq.read_table(part))
+    pq.write_table(table, part)
+
+
+@pytest.mark.parametrize(
+    "missing", [["nonfinite_parameters"], ["loss_scales", "skipped_optimizers", "grad_norm"]]
+)
+def test_a_part_of_an_older_numwatch_has_null_where_it_knew_no_column(tmp_path, missing):
+    write_steps(tmp_path, range(4), each_its_part=True)
+    expected = open_run(tmp_path).steps().to_pylist()
+    rewritten(
+        tmp_path / "steps" / "attempt-000-part-00001.parquet", lambda old: old.drop_columns(missing)
+    )
+    run = open_run(tmp_path)
+    expected[1].update(dict.fromkeys(missing))
+    assert run.steps().to_pylist() == expected
+    assert run.steps().schema == STEPS
+    assert run.problems == []
+
+
+@pytest.mark.parametrize("field", list(STEPS), ids=lambda field: field.name)
+def test_a_column_may_be_missing_where_it_may_be_null(tmp_path, field):
+    write_steps(tmp_path, range(2))
+    part = tmp_path / "steps" / "attempt-000-part-00000.parquet"
+    rewritten(part, lambda old: old.drop_columns([field.name]))
+    run = open_run(tmp_path)
+    rows = run.steps().num_rows
+    assert (rows, len(run.problems)) == ((2, 0) if field.nullable else (0, 1))
+
+
+def test_a_column_of_another_type_is_damage_even_where_it_may_be_null(tmp_path):
+    write_steps(tmp_path, range(2))
+    part = tmp_path / "steps" / "attempt-000-part-00000.parquet"
+    rewritten(
+        part, lambda old: old.drop_columns(["loss"]).append_column("loss", pa.array(["1", "2"]))
+    )
+    run = open_run(tmp_path)
+    assert run.steps().num_rows == 0
+    assert "column loss is missing or not double" in run.problems[0]
 
 
 def test_a_manifest_truncated_anywhere_is_one_clear_error(tmp_path):

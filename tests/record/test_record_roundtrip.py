@@ -9,10 +9,28 @@ from hypothesis import HealthCheck, given, settings
 from record_builders import any_rows, any_snapshots, record, small_rows, snapshot, write_steps
 
 from numwatch import open_run
-from numwatch.record import STEPS, TENSORS, iter_rows, row_cast, row_stats
+from numwatch.record import (
+    SHADOWS,
+    STATES,
+    STEPS,
+    TENSORS,
+    UPDATES,
+    RecordError,
+    iter_rows,
+    row_cast,
+    row_stats,
+)
 from numwatch.record.pack import tensors_table
 from numwatch.record.totals import slot_totals
-from numwatch.snapshot import Cast, SlotInfo, Snapshot, StepScalars
+from numwatch.snapshot import (
+    Cast,
+    OptimizerState,
+    Shadow,
+    SlotInfo,
+    Snapshot,
+    StepScalars,
+    Update,
+)
 from numwatch.stats import TensorStats, tensor_stats
 
 DESIGN = {
@@ -41,6 +59,21 @@ def same(a, b):
     return repr(a) == repr(b)
 
 
+def at(snapshot):
+    return {"attempt": 0, "step": snapshot.step}
+
+
+def by_name(rows):
+    """Rows with sorted keys, tuples as the lists they are read back as."""
+    return [
+        {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in sorted(r.items())
+        }
+        for r in rows
+    ]
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -52,10 +85,10 @@ def test_snapshots_come_back_as_they_went(tmp_path_factory, snapshots):
             recorder.write(one)
     run = open_run(directory)
     steps = run.steps().to_pylist()
-    wanted = [{"attempt": 0, "step": s.step, **asdict(s.scalars)} for s in snapshots]
-    assert same(
-        [dict(sorted(row.items())) for row in steps], [dict(sorted(w.items())) for w in wanted]
-    )
+    assert same(by_name(steps), by_name({**at(s), **asdict(s.scalars)} for s in snapshots))
+    for table in ("updates", "states", "shadows"):
+        entries = [{**at(s), **asdict(entry)} for s in snapshots for entry in getattr(s, table)]
+        assert same(by_name(getattr(run, table)().to_pylist()), by_name(entries))
     written = [(s.step, row) for s in snapshots if s.rows for row in s.rows]
     assert same(list(iter_rows(run.tensors())), written)
     assert run.problems == []
@@ -64,10 +97,11 @@ def test_snapshots_come_back_as_they_went(tmp_path_factory, snapshots):
 def test_the_columns_of_the_design_are_there(tmp_path):
     write_steps(tmp_path, range(2))
     run = open_run(tmp_path)
-    assert set(DESIGN["tensors"].split()) <= set(run.tensors().column_names)
-    assert run.steps().column_names == DESIGN["steps"].split()
-    assert run.updates().column_names == DESIGN["updates"].split()
-    assert (run.tensors().schema, run.steps().schema) == (TENSORS, STEPS)
+    for table, columns in DESIGN.items():
+        assert set(columns.split()) <= set(getattr(run, table)().column_names)
+    schemas = [getattr(run, table)().schema for table in ("tensors", "steps")]
+    schemas += [getattr(run, table)().schema for table in ("updates", "states", "shadows")]
+    assert schemas == [TENSORS, STEPS, UPDATES, STATES, SHADOWS]
 
 
 def test_every_column_means_what_the_design_says(tmp_path):
@@ -193,6 +227,42 @@ def test_rows_are_found_by_slot_module_role_and_step(tmp_path):
     assert run.tensors(module="blocks.0.fc", first=3, last=4).num_rows == 4
     assert run.tensors(module="blocks.0", role=None).num_rows == 0
     assert run.steps(first=8)["step"].to_pylist() == [8, 9]
+
+
+def test_rows_are_found_by_the_role_of_a_parameters_slot(tmp_path):
+    slots = ("fc.weight:exp_avg", "fc.weight:exp_avg_sq", "fc:weight")
+    infos = [SlotInfo(slot, *slot.split(":"), "AdamW") for slot in slots]
+    with record(tmp_path) as recorder:
+        recorder.describe(infos)
+        recorder.write(Snapshot(0, StepScalars(), small_rows(0, slots)))
+    run = open_run(tmp_path)
+    assert run.tensors(role="exp_avg")["slot"].to_pylist() == ["fc.weight:exp_avg"]
+    assert run.tensors(role="weight")["slot"].to_pylist() == ["fc:weight"]
+    with pytest.raises(RecordError, match=r"no role 'exp_av' in .*; did you mean 'exp_avg'"):
+        run.tensors(role="exp_av")
+
+
+def test_every_table_has_its_parts_and_its_range_of_steps(tmp_path):
+    update = Update(
+        *("fc.weight:update", "bf16", 8, 8, 8),
+        *(0.1, 0.5, None, None, None, 0.5),
+        lost=True,
+        intended="exact",
+    )
+    with record(tmp_path) as recorder:
+        for step in range(4):
+            state = OptimizerState("fc.weight:exp_avg", "float32", step)
+            shadow = Shadow("fc:grad_output", step, 0, 0, 0, None, None)
+            entries = {"updates": (update,), "states": (state,), "shadows": (shadow,)}
+            recorder.write(Snapshot(step, StepScalars(), **entries))
+            recorder.flush()
+    run = open_run(tmp_path)
+    for table in ("updates", "states", "shadows"):
+        assert len(list((tmp_path / table).glob("*.parquet"))) == 4
+        assert getattr(run, table)(first=1, last=2)["step"].to_pylist() == [1, 2]
+        assert [piece["step"].to_pylist() for piece in run.batches(table, last=1)] == [[0], [1]]
+    assert run.states()["sampled"].to_pylist() == [0, 1, 2, 3]
+    assert run.tensors().num_rows == 0
 
 
 def test_parts_can_be_queried_by_any_parquet_reader(tmp_path):

@@ -10,9 +10,11 @@ from rich.console import Console
 
 from numwatch.record import RECORD_FOLDER
 from numwatch.session import Session, Settings
+from numwatch.taps.sampling import SAMPLES
 from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS
 
 from ._base import Callback
+from .shadow import shadow_step
 from .views import views_of
 
 
@@ -38,9 +40,13 @@ class NumericsMonitor(Callback):
         dir: Directory of the run, instead of the Trainer's `log_dir`.
         summary: Print summaries to the terminal.
         strict: Raise numwatch's own errors instead of ending the watching with a warning.
+        update_samples: Elements of each parameter whose updates and optimizer state are measured,
+            at most, on steps with full rows; None for all, 0 for none.
+        shadow_every_n_steps: Run the batch once more in FP32 every so many optimizer steps, and
+            compare its gradients with the run's; 0 for never.
 
     Raises:
-        NumwatchError: A cadence is not a positive integer.
+        NumwatchError: A cadence or a number of samples is not one.
     """
 
     def __init__(
@@ -52,8 +58,18 @@ class NumericsMonitor(Callback):
         dir: str | None = None,  # noqa: A002  # the API's word
         summary: bool = True,
         strict: bool = False,
+        update_samples: int | None = SAMPLES,
+        shadow_every_n_steps: int = 0,
     ) -> None:
-        self._settings = Settings(every_n_steps, amax_every_n_steps, include, exclude, strict)
+        self._settings = Settings(
+            every_n_steps,
+            amax_every_n_steps,
+            include,
+            exclude,
+            strict,
+            update_samples,
+            shadow_every_n_steps,
+        )
         self._dir = dir
         self._summary = summary
         self._session: Session | None = None
@@ -82,11 +98,12 @@ class NumericsMonitor(Callback):
         )
 
     def on_train_batch_start(
-        self, trainer: Any, _pl_module: Any, _batch: Any, _batch_idx: int
+        self, trainer: Any, _pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Opens a step, unless an accumulation window is under way."""
+        """Opens a step, unless an accumulation window is under way; runs its shadow, if due."""
         if self._session and self._session.step is None:
             self._session.begin_step(trainer.global_step)
+            self._session.shadow(partial(shadow_step, trainer, batch, batch_idx))
 
     def on_before_optimizer_step(
         self, _trainer: Any, _pl_module: Any, optimizer: torch.optim.Optimizer

@@ -79,15 +79,46 @@ def report(
         int | None, typer.Option(help="Just this epoch; the whole run by default.")
     ] = None,
     worst: Annotated[int, typer.Option(min=1, help="How many tensors to show.")] = 12,
+    loss_scale: Annotated[
+        bool,
+        typer.Option(
+            "--loss-scale",
+            help="Instead, what FP16 gradients flush and overflow at each loss scale, 2^k by 2^k.",
+        ),
+    ] = False,
+    updates: Annotated[
+        bool,
+        typer.Option(
+            "--updates",
+            help="Instead, for each parameter what BF16, FP16 and FP8 weights lose of its updates.",
+        ),
+    ] = False,
+    states: Annotated[
+        bool,
+        typer.Option(
+            "--states",
+            help="Instead, the optimizer's state: eps and decay as its dtype has them, g² flushed.",
+        ),
+    ] = False,
+    shadow: Annotated[
+        bool,
+        typer.Option(
+            "--shadow",
+            help="Instead, what shadow steps measured of each gradient, beside the estimate.",
+        ),
+    ] = False,
 ) -> None:
     """Print what a run's tensors looked like, the worst ones first.
 
     Reads the record alone, so it works while the run is under way, after a crash, and years later.
-    Of a damaged record it prints what is left, and exits with 2.
+    Of a damaged record it prints what is left, and exits with 2. `--json` gives all of it, tables
+    included.
     """
     from numwatch.record import open_run
     from numwatch.report import print_summary, summarize
     from numwatch.report.summary import epochs
+    from numwatch.report.tables import TABLES, table_lines
+    from numwatch.report.terminal import print_line
 
     record = open_run(run)
     if epoch is not None and epoch not in (known := epochs(record)):
@@ -95,8 +126,14 @@ def report(
         held += f", but {_damage(record.problems)}" if record.problems else ""
         raise NumwatchError(f"no epoch {epoch} in {record.path}: the record holds {held}")
     summary = summarize(record, epoch=epoch, worst=worst)
+    asked = dict(zip(TABLES, (loss_scale, updates, states, shadow), strict=True))
+    tables = [name for name, wanted in asked.items() if wanted]
     if as_json:
         _print_json(summary.as_dict())
+    elif tables:
+        console = Console()
+        for line in table_lines(summary, tables):
+            print_line(line, console)
     else:
         print_summary(summary, Console())
     if summary.problems:

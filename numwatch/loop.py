@@ -17,6 +17,8 @@ from typing_extensions import Self
 from numwatch.errors import NumwatchError
 from numwatch.record import RECORD_FOLDER
 from numwatch.session import Session, Settings, View
+from numwatch.shadow import LossOf, ShadowStep
+from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler
 from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS
 
@@ -51,6 +53,17 @@ class LoopWatch:
         self._entered = self._start(self.directory)
         self._session.begin_step(self._step)
         return self
+
+    def shadow(self, loss_of: LossOf) -> None:
+        """Runs the coming batch in FP32 on a copy of the model, every `shadow_every_n_steps`.
+
+        Call it before the step's own forward; on other steps it does nothing. The copy's gradients
+        are compared with the step's, and nothing of the run is changed.
+
+        Args:
+            loss_of: Returns the unscaled loss of the batch for the model it is given.
+        """
+        self._session.shadow(lambda: ShadowStep(loss_of))
 
     def add_loss(self, loss: Tensor | float) -> None:
         """Adds a micro-batch's share of the loss, where a step is a window of several."""
@@ -96,6 +109,8 @@ def watch(
     writer: SummaryWriter | None = None,
     summary: bool = True,
     strict: bool = False,
+    update_samples: int | None = SAMPLES,
+    shadow_every_n_steps: int = 0,
 ) -> LoopWatch:
     """Watches a plain PyTorch training loop.
 
@@ -126,12 +141,23 @@ def watch(
         writer: A TensorBoard writer to show the run in as it goes.
         summary: Print summaries to the terminal.
         strict: Raise numwatch's own errors instead of ending the watching with a warning.
+        update_samples: Elements of each parameter whose updates and optimizer state are measured,
+            at most, on steps with full rows; None for all, 0 for none.
+        shadow_every_n_steps: Let `LoopWatch.shadow` run every so many steps; 0 for never.
 
     Raises:
-        NumwatchError: A cadence is not a positive integer.
+        NumwatchError: A cadence or a number of samples is not one.
     """
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or []
-    settings = Settings(every_n_steps, amax_every_n_steps, include, exclude, strict)
+    settings = Settings(
+        every_n_steps,
+        amax_every_n_steps,
+        include,
+        exclude,
+        strict,
+        update_samples,
+        shadow_every_n_steps,
+    )
 
     def start(directory: Path) -> Session:
         return Session(

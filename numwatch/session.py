@@ -10,12 +10,18 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from numwatch.errors import NumwatchError
+from numwatch.recipes import CollapseAlarm
 from numwatch.record import Recorder, events_of, open_run
 from numwatch.report import print_summary, summarize
+from numwatch.report.terminal import print_line
+from numwatch.report.trajectory_lines import collapse_line
+from numwatch.shadow import ShadowStep
 from numwatch.snapshot import SlotInfo, Snapshot
 from numwatch.stats import warm_up
 from numwatch.taps.float8 import is_float8_linear
 from numwatch.taps.gate import Gate
+from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler
 from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS, Schedule, Watch, device_of
 
@@ -31,6 +37,9 @@ class Settings:
             default choice.
         exclude: Globs taken away from it.
         strict: Raise numwatch's own errors instead of ending the watching with a warning.
+        update_samples: Elements of each parameter whose updates and optimizer state are measured;
+            None for all, 0 for none.
+        shadow_every_n_steps: Run the batch once more in FP32 every so many steps; 0 for never.
     """
 
     every_n_steps: int = EVERY_N_STEPS
@@ -38,15 +47,23 @@ class Settings:
     include: Sequence[str] | None = None
     exclude: Sequence[str] | None = None
     strict: bool = False
+    update_samples: int | None = SAMPLES
+    shadow_every_n_steps: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses a cadence that is none, before any step (`NumwatchError`)."""
-        Schedule(self.every_n_steps, self.amax_every_n_steps)
+        """Refuses a cadence or a sample that is none, before any step (`NumwatchError`)."""
+        _ = self.schedule
+        samples = self.update_samples
+        if samples is not None and (not isinstance(samples, int) or samples < 0):
+            raise NumwatchError(
+                "update_samples must be an integer of at least 0, or None for all elements; "
+                f"got {samples!r}"
+            )
 
     @property
     def schedule(self) -> Schedule:
         """The cadence."""
-        return Schedule(self.every_n_steps, self.amax_every_n_steps)
+        return Schedule(self.every_n_steps, self.amax_every_n_steps, self.shadow_every_n_steps)
 
 
 class View(Protocol):
@@ -83,11 +100,18 @@ class Session:
         self._started = False
         self._described: tuple[SlotInfo, ...] = ()
         self._by_name: dict[str, SlotInfo] = {}
+        self._collapse_alarm = CollapseAlarm()
+        self._told_bytes = 0
         self._watch: Watch | None = None
         self._recorder: Recorder | None = None
         with self._gate.watching():
             self._watch = Watch(
-                model, self._gate, settings.schedule, settings.include, settings.exclude
+                model,
+                self._gate,
+                settings.schedule,
+                settings.include,
+                settings.exclude,
+                settings.update_samples,
             )
             self._recorder = Recorder.open(
                 self.directory,
@@ -122,6 +146,12 @@ class Session:
                     seconds = self._gate.take_seconds()
                     self._recorder.event("start", step, numwatch_seconds=seconds)
                 self._watch.begin(step)
+
+    def shadow(self, step: Callable[[], ShadowStep]) -> None:
+        """Runs the coming micro-batch in FP32 first, where that is due."""
+        if self.watching and self._watch:
+            with self._gate.watching():
+                self._watch.shadow(step)
 
     def add_loss(self, loss: Tensor | float | None) -> None:
         """Adds a micro-batch's share of the step's unscaled loss."""
@@ -183,11 +213,26 @@ class Session:
             self._recorder.write(snapshot)
             for kind, details in events_of(snapshot):
                 self._recorder.event(kind, snapshot.step, **details)
+            self._warn_of_collapse(snapshot)
             if _worth_showing(snapshot):
                 for view in self._views:
                     view.write(snapshot, self._by_name, snapshot.step)
+            if self._watch.bytes > self._told_bytes:
+                self._told_bytes = self._watch.bytes
+                self._recorder.event("memory", snapshot.step, bytes=self._told_bytes)
         if everything:
             self._recorder.flush()
+
+    def _warn_of_collapse(self, snapshot: Snapshot) -> None:
+        scalars = snapshot.scalars
+        collapse = self._collapse_alarm.see(
+            snapshot.step, scalars.loss_scale_before, scalars.loss_scale_after, scalars.skipped
+        )
+        if collapse is None or self._recorder is None:
+            return
+        self._recorder.event("collapse", **asdict(collapse))
+        if self._console is not None:
+            print_line(collapse_line(collapse), self._console)
 
     def _summarize(self, epoch: int | None) -> None:
         if self._console is not None:

@@ -1,8 +1,8 @@
 """When numbers are recorded: the schedule, and one Snapshot a step out of taps and statistics."""
 
-import math
+import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +11,21 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from numwatch.errors import NumwatchError
-from numwatch.snapshot import SlotInfo, Snapshot, StepScalars
-from numwatch.taps.collector import Collector, SentRows
+from numwatch.shadow import ShadowPass, ShadowStep
+from numwatch.snapshot import SlotInfo, Snapshot
+from numwatch.taps.collector import Collector
+from numwatch.taps.comparison import Comparison
+from numwatch.taps.culprits import Culprits
+from numwatch.taps.delivery import Delivery, EndedStep, Seen
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.modules import attach_modules, attach_weights
 from numwatch.taps.optimizers import OptimizerTaps
-from numwatch.taps.scaler import Scaler, found_inf, handles_unscaling, loss_scale
+from numwatch.taps.parameters import Parameters
+from numwatch.taps.sampling import SAMPLES
+from numwatch.taps.scaler import Scaler, loss_scale
 from numwatch.taps.selection import select, weight_of
-from numwatch.taps.tape import SentTape, Tape
+from numwatch.taps.tape import Tape, loss_scale_column
+from numwatch.taps.updates import UpdateTaps
 
 EVERY_N_STEPS = 50
 AMAX_EVERY_N_STEPS = 10
@@ -31,18 +38,21 @@ class Schedule:
     Attributes:
         every_n_steps: Full rows at every step divisible by it.
         amax_every_n_steps: Amax and non-finites alone at each other step divisible by it; 0: never.
+        shadow_every_n_steps: Full rows, and a shadow step, at every step divisible by it; 0: never.
     """
 
     every_n_steps: int = EVERY_N_STEPS
     amax_every_n_steps: int = AMAX_EVERY_N_STEPS
+    shadow_every_n_steps: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what cannot be a cadence.
 
         Raises:
-            NumwatchError: `every_n_steps` is below 1 or `amax_every_n_steps` below 0.
+            NumwatchError: `every_n_steps` is below 1 or one of the others below 0.
         """
-        for name, least in (("every_n_steps", 1), ("amax_every_n_steps", 0)):
+        cadences = (("every_n_steps", 1), ("amax_every_n_steps", 0), ("shadow_every_n_steps", 0))
+        for name, least in cadences:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise NumwatchError(f"{name} must be an integer of at least {least}, got {value!r}")
@@ -52,38 +62,18 @@ class Schedule:
 
         Step numbers may leave some out: each optimizer of a manual optimization counts.
         """
-        before = step - 1 if previous is None else previous
-        if step // self.every_n_steps > before // self.every_n_steps:
+        if _passes(self.every_n_steps, step, previous) or self.shadow(step, previous):
             return Mode.FULL
-        n = self.amax_every_n_steps
-        return Mode.AMAX if n and step // n > before // n else Mode.OFF
+        return Mode.AMAX if _passes(self.amax_every_n_steps, step, previous) else Mode.OFF
+
+    def shadow(self, step: int, previous: int | None = None) -> bool:
+        """Whether step `step` has a shadow step."""
+        return _passes(self.shadow_every_n_steps, step, previous)
 
 
-@dataclass(frozen=True)
-class _EndedStep:
-    step: int
-    epoch: int
-    batch: int
-    stepped: bool
-    step_seconds: float
-    numwatch_seconds: float
-
-
-@dataclass(frozen=True)
-class _Delivery:
-    """Ended steps on their way to the host; rows belong to the last of them."""
-
-    steps: Sequence[_EndedStep]
-    tape: SentTape
-    rows: SentRows | None
-
-    def arrived(self) -> bool:
-        return self.tape.parcel.arrived() and (self.rows is None or self.rows.parcel.arrived())
-
-    def wait(self) -> None:
-        self.tape.parcel.wait()
-        if self.rows is not None:
-            self.rows.parcel.wait()
+def _passes(n: int, step: int, previous: int | None) -> bool:
+    before = step - 1 if previous is None else previous
+    return n > 0 and step // n > before // n
 
 
 class Watch:
@@ -91,6 +81,10 @@ class Watch:
 
     A step is one update of the weights: `begin`, any number of micro-batches, `end`. Nothing here
     waits for the device; `collect` hands out the snapshots that have arrived.
+
+    Attributes:
+        gate: The switch of its hooks.
+        step: The step under way, None between steps.
     """
 
     def __init__(
@@ -100,39 +94,59 @@ class Watch:
         schedule: Schedule | None = None,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
+        update_samples: int | None = SAMPLES,
     ) -> None:
         self.gate = gate
         self.step: int | None = None
         self._schedule = schedule or Schedule()
         self._taps, slots = select(model, include, exclude)
-        self._collector = Collector(self._taps, slots, gate)
-        self._tape = Tape(device_of(model))
-        self._optimizer_taps = OptimizerTaps(gate, self._tape)
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self._comparison = Comparison(len(slots))
+        self._collector = Collector(self._taps, slots, gate, self._compare)
+        self._shadow_pass = ShadowPass(model, self._taps)
+        self._shadow_bytes = 0
+        self._shadow_due = False
+        self._parameters = Parameters(model, update_samples, include, exclude)
+        self._updates = UpdateTaps(self._parameters) if self._parameters.limit != 0 else None
+        self._device = device_of(model)
         self._scaler: Scaler | None = None
+        self._follow([])
         self._handles: list[RemovableHandle] = []
         self._module_handles: list[RemovableHandle] = []
         self._paused_mode = Mode.OFF
-        self._ended: list[_EndedStep] = []
-        self._deliveries: list[_Delivery] = []
+        self._ended: list[EndedStep] = []
+        self._deliveries: list[Delivery] = []
         self._started = 0.0
         self._previous: int | None = None
         self._model = model
         self._hooked_weights: set[int] = set()
         self._carried_seconds = 0.0
+        self._known: tuple[tuple[SlotInfo, ...], ...] = ()
+        self._slots: tuple[SlotInfo, ...] = ()
 
     @property
     def slots(self) -> tuple[SlotInfo, ...]:
-        """Every slot, with what has been learnt of its tensors so far."""
-        return self._collector.slots
+        """Every slot, with what has been learnt of its tensors so far.
+
+        The same object until something new is learnt.
+        """
+        known = (self._collector.slots, self._updates.slots if self._updates else ())
+        if len(self._known) != len(known) or any(map(operator.is_not, known, self._known)):
+            self._known, self._slots = known, (*known[0], *known[1])
+        return self._slots
+
+    @property
+    def bytes(self) -> int:
+        """Memory numwatch holds on the devices, at its most so far."""
+        updates = self._updates.bytes if self._updates else 0
+        return self._collector.bytes + self._tape.bytes + updates + self._shadow_bytes
 
     def attach(
         self, optimizers: Sequence[torch.optim.Optimizer] = (), scaler: Scaler | None = None
     ) -> None:
         """Puts the hooks in place, for the whole training."""
-        self._optimizers = list(optimizers)
-        self._scaler = scaler
-        self._handles += self._optimizer_taps.attach(self._optimizers)
+        self._follow(optimizers)
+        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._handles += self._optimizer_taps.attach()
         self.resume()
 
     def detach(self) -> None:
@@ -168,8 +182,9 @@ class Watch:
         self._started = time.perf_counter()
         self.step = step
         self._optimizer_taps.reset()
-        self._tape.put("loss_scale_before", loss_scale(self._scaler))
+        self._tape.put(loss_scale_column(0), loss_scale(self._scaler))
         self.gate.mode = self._schedule.mode(step, self._previous)
+        self._shadow_due = self._schedule.shadow(step, self._previous)
         self._previous = step
         if self.gate.mode:
             self._handles += attach_weights(
@@ -180,23 +195,27 @@ class Watch:
                 if "weight" in tap.slots and weight is not None and not is_lazy(weight):
                     self._collector.see(tap.slots["weight"], weight, tap)
 
+    def shadow(self, step: Callable[[], ShadowStep]) -> None:
+        """Runs the step's first micro-batch in FP32, before the run does, where that is due."""
+        self._comparison.clear()  # of the micro-batch before
+        if self._shadow_due:
+            self._shadow_due = False
+            samples = self._shadow_pass.run(step())
+            self._comparison.expect(samples)
+            held = sum(sample.values.nbytes for kept in samples.values() for sample in kept)
+            self._shadow_bytes = max(self._shadow_bytes, held)
+
     def add_loss(self, loss: Tensor | float) -> None:
-        """Adds a micro-batch's share of the step's unscaled loss."""
+        """Adds a micro-batch's share of the step's unscaled loss, when its backward is over."""
+        self._comparison.clear()
         if not isinstance(loss, Tensor) or loss.numel() == 1:
             self._tape.add("loss", loss)
 
     def before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Looks at the gradients between unscaling and clipping, where the caller knows the time.
-
-        Fused optimizers unscale within their step: theirs are seen when that begins.
-        """
-        if self._scaler is not None and handles_unscaling(optimizer):
-            return
-        # No flag means that nothing was unscaled: `training_step` returned None.
-        flags: list[Tensor | float] = [*found_inf(self._scaler, optimizer)]
-        for flag in flags or [0.0]:
-            self._tape.add("found_inf", flag)
-        self._optimizer_taps.see_gradients(optimizer)
+        """Looks at the gradients between unscaling and clipping, if the caller knows the time."""
+        if self.step is not None:
+            self._optimizer_taps.announce(optimizer, self._scaler)
+            self._collector.turn = self._optimizer_taps.turns
 
     def end(self, *, epoch: int = 0, batch: int = 0) -> None:
         """Closes the step, after the optimizer's step and the scaler's update."""
@@ -206,24 +225,31 @@ class Watch:
         if lr is not None:
             self._tape.put("lr", lr)
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
+        taps = self._optimizer_taps
+        taps.finish(self._scaler)
         self._tape.next()
-        rows = self._collector.send() if self.gate.mode else None
+        seen = None
+        if self.gate.mode:
+            updates = self._updates.take() if self._updates else []
+            seen = Seen(self._collector.send(), updates, self._comparison.send())
         _remove(self.gate.step_handles)
         self.gate.mode = Mode.OFF
         inside = self.gate.take_seconds()
         self._ended.append(
-            _EndedStep(
+            EndedStep(
                 step=self.step,
                 epoch=epoch,
                 batch=batch,
-                stepped=self._optimizer_taps.stepped or not self._optimizers,
+                announced=taps.announced,
+                stepped=taps.stepped,
+                scaled=self._scaler is not None,
                 step_seconds=time.perf_counter() - self._started + self._carried_seconds,
                 numwatch_seconds=inside + self._carried_seconds,
             )
         )
         self.step = None
-        if rows is not None or self._tape.full:
-            self._deliver(rows)
+        if seen is not None or self._tape.full:
+            self._deliver(seen)
 
     def collect(self, *, everything: bool = False) -> list[Snapshot]:
         """Returns the snapshots that have arrived since the last call, in order of steps.
@@ -240,11 +266,23 @@ class Watch:
                 delivery.wait()
             elif not delivery.arrived():
                 break
-            snapshots += _unpack(self._deliveries.pop(0), has_scaler=self._scaler is not None)
+            snapshots += self._deliveries.pop(0).snapshots()
         return snapshots
 
-    def _deliver(self, rows: SentRows | None) -> None:
-        self._deliveries.append(_Delivery(self._ended, self._tape.send(), rows))
+    def _follow(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._optimizers = list(optimizers)
+        self._tape = Tape(self._device, len(self._optimizers))
+        self._culprits = Culprits(self._parameters, self._device)
+        self._optimizer_taps = OptimizerTaps(
+            self._optimizers, self.gate, self._tape, self._culprits, self._updates
+        )
+
+    def _compare(self, index: int, gradient: Tensor) -> None:
+        self._comparison.see(index, gradient, loss_scale(self._scaler))
+
+    def _deliver(self, seen: Seen | None) -> None:
+        culprits = self._culprits.send()
+        self._deliveries.append(Delivery(self._ended, self._tape.send(), culprits, seen))
         self._ended = []
 
 
@@ -252,35 +290,6 @@ def _remove(handles: list[RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()
-
-
-def _unpack(delivery: _Delivery, *, has_scaler: bool) -> list[Snapshot]:
-    snapshots = []
-    last = len(delivery.steps) - 1
-    for i, (ended, line) in enumerate(zip(delivery.steps, delivery.tape.lines(), strict=True)):
-        norm_squared = line["grad_norm_squared"]
-        before, after = line["loss_scale_before"], line["loss_scale_after"]
-        flag = line["found_inf"]
-        # A fused optimizer's hooks fire on skipped steps too; then the flag alone tells.
-        skipped = not ended.stepped or bool(flag)
-        scalars = StepScalars(
-            epoch=ended.epoch,
-            batch=ended.batch,
-            loss=line["loss"],
-            lr=line["lr"],
-            grad_norm=None if norm_squared is None else math.sqrt(norm_squared),
-            loss_scale_before=1.0 if before is None else before,
-            loss_scale_after=1.0 if after is None else after,
-            found_inf=bool(flag) if flag is not None else has_scaler and skipped,
-            skipped=skipped,
-            step_seconds=ended.step_seconds,
-            numwatch_seconds=ended.numwatch_seconds,
-        )
-        rows = None
-        if i == last and delivery.rows is not None:
-            rows = delivery.rows.rows(scalars.loss_scale_before)
-        snapshots.append(Snapshot(ended.step, scalars, rows))
-    return snapshots
 
 
 def _learning_rate(optimizers: Sequence[torch.optim.Optimizer]) -> Tensor | float | None:

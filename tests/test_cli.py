@@ -3,15 +3,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import numwatch.demo
-from numwatch import cli, open_run
+from numwatch import cli, open_run, tensor_stats
 from numwatch.errors import NumwatchError
 from numwatch.formats import format_rows
 from numwatch.record import Recorder
 from numwatch.report import summarize
-from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.snapshot import OptimizerState, Rows, Shadow, Snapshot, StepScalars, Update
+from numwatch.stats import pack_row
 
 
 @pytest.fixture
@@ -111,6 +114,64 @@ def test_report_as_json_is_the_same_content(command, run_dir):
     code, out, err = command("report", run_dir, "--json", "--epoch", "0")
     assert (code, err) == (0, "")
     assert json.loads(out) == summarize(open_run(run_dir), epoch=0).as_dict()
+
+
+@pytest.fixture
+def watched_run(tmp_path):
+    """A record with something in each table."""
+    directory = tmp_path / "watched"
+    counts, reals = pack_row(tensor_stats(torch.tensor([2.0**-26, 1.0])))
+    rows = Rows(("fc:grad_output",), counts[None], reals[None], np.array([1.0]), (None,), full=True)
+    update = Update(
+        *("fc.weight:update", "bf16", 8, 8, 8, 0.1, 0.25, 0.5, None, 0.1, 0.75),
+        lost=True,
+        intended="exact",
+    )
+    state = OptimizerState("fc.weight:exp_avg_sq", "float16", 8, eps=1e-8, eps_stored=0.0)
+    shadow = Shadow("fc:grad_output", 8, 2, 5, 3, 0.125, 0.5)
+    with Recorder.open(directory, precision="bf16-true", device="cpu", arguments={}) as recorder:
+        recorder.write(Snapshot(0, StepScalars(), rows, (update,), (state,), (shadow,)))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("option", "cells"),
+    [
+        ("--loss-scale", ["2^2", "0.0 %", "fits"]),
+        ("--updates", ["fc.weight", "8", "0.1", "25.0 % !", "0.75"]),
+        ("--states", ["fc.weight:exp_avg_sq", "float16", "1e-08 → 0"]),
+        ("--shadow", ["fc:grad_output", "50.0 %", "62.5 %", "25.0 %", "0.12", "0.5"]),
+    ],
+)
+def test_report_prints_the_table_it_is_asked_for(command, watched_run, option, cells):
+    code, out, err = command("report", watched_run, option)
+    assert (code, err) == (0, "")
+    assert out.startswith("numwatch · whole run · step 0 · bf16-true · cpu · 1 slot, 1 parameter")
+    (line,) = [line for line in out.splitlines() if all(cell in line for cell in cells)]
+    positions = [line.index(cell) for cell in cells]
+    assert positions == sorted(positions)
+
+
+def test_report_prints_several_tables_in_one_order(command, watched_run):
+    out = command("report", watched_run, "--shadow", "--updates")[1]
+    assert out.index("updates, and what") < out.index("gradients beside those")
+    assert "optimizer's state" not in out
+
+
+def test_the_json_holds_every_table(command, watched_run):
+    plain = command("report", watched_run, "--json")[1]
+    assert command("report", watched_run, "--json", "--updates")[1] == plain
+    content = json.loads(plain)
+    assert content["updates"]["parameters"][0]["swallowed"] == 0.25
+    assert content["states"][0]["eps_stored"] == 0.0
+    assert content["shadows"][0]["cosine"] == 0.5
+    assert content["window"]["window"]["low"] == 2
+
+
+def test_the_help_teaches_the_tables(command):
+    out = command("report", "--help")[1]
+    for option in ("--loss-scale", "--updates", "--states", "--shadow"):
+        assert option in out
 
 
 def test_formats_is_a_table_of_all_formats(command):

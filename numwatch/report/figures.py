@@ -8,7 +8,7 @@ from numwatch.formats import Format
 from numwatch.record.totals import CastTotals, SlotTotals
 from numwatch.report.slot_formats import judged_format, known_format, stored_in
 from numwatch.report.verdict import VERDICTS, share_of, verdict_of
-from numwatch.snapshot import GRADIENT_ROLES, Cast, Rows, SlotInfo
+from numwatch.snapshot import GRADIENT_ROLES, ROLES, Cast, Rows, SlotInfo
 from numwatch.stats import Bounded, TensorStats, estimate_flushed
 
 # Below a thousandth flushed nothing is lost that a ranking should be about.
@@ -29,7 +29,8 @@ class SlotFigures:
         zero_share: Share of zeros among all elements, in full rows.
         flushed: Share that the format turns into zero.
         flushed_from: "counts" from the histogram, "estimate" of what had gone before the tensor
-            was seen, "cast" as the library's own scaled cast did it; None where `flushed` is.
+            was seen, "cast" as the library's own scaled cast did it, "shadow" as a shadow step
+            measured it, in a sample and over its steps; None where `flushed` is.
         subnormal: Share in the format's subnormals.
         saturated: Share above the format's largest value.
         nans: NaN elements.
@@ -87,6 +88,7 @@ def slot_figures(
     finite_seen: bool,
     stats: TensorStats | None,
     cast: CastTotals | None,
+    shadow: Bounded | None = None,
 ) -> SlotFigures:
     """Returns the figures of a slot.
 
@@ -101,6 +103,8 @@ def slot_figures(
         finite_seen: Whether there was any finite element.
         stats: All else that was seen in full rows; None where there is none.
         cast: What a library's own cast did to the tensors, or None.
+        shadow: The flushed share that a shadow step measured; holds in place of one that is not
+            the cast's.
     """
     fmt = known_format(cast.format) if cast else judged_format(info)
     flushed = subnormal = saturated = source = None
@@ -112,6 +116,8 @@ def slot_figures(
         source = "estimate" if stored_in(info, fmt) else "counts"
         flushed = estimate_flushed(stats, fmt) if source == "estimate" else stats.flushed(fmt)
         subnormal, saturated = stats.subnormal(fmt), stats.saturated(fmt)
+    if cast is None and shadow is not None:
+        source, flushed = "shadow", shadow
     limits = _limits(fmt, amax, cast)
     headroom = limits[1] - math.log2(amax) if limits and 0 < amax < math.inf else None
     is_gradient = slot.rpartition(":")[2] in GRADIENT_ROLES
@@ -144,7 +150,12 @@ def slot_figures(
 
 
 def totals_figures(
-    totals: SlotTotals, info: SlotInfo | None, *, scaled: bool, finite_seen: bool
+    totals: SlotTotals,
+    info: SlotInfo | None,
+    *,
+    scaled: bool,
+    finite_seen: bool,
+    shadow: Bounded | None = None,
 ) -> SlotFigures:
     """Returns the figures of a slot over many steps; see `slot_figures`."""
     return slot_figures(
@@ -158,12 +169,15 @@ def totals_figures(
         finite_seen=finite_seen,
         stats=totals.stats if totals.full_rows else None,
         cast=totals.cast,
+        shadow=shadow,
     )
 
 
 def rows_figures(rows: Rows, slots: Mapping[str, SlotInfo]) -> Iterator[SlotFigures]:
-    """Yields the figures of every row; only those amax allows where `rows.full` is False."""
+    """Yields the figures of every module's row; where not `rows.full` only those amax allows."""
     for row in rows:
+        if row.slot.rpartition(":")[2] not in ROLES:
+            continue
         amax, scale, seen = row.stats.amax, row.loss_scale, row.stats
         stats = seen if rows.full else None
         yield slot_figures(

@@ -1,7 +1,8 @@
 """A step as named numbers, for TensorBoard and for any other logger.
 
 Tags have the form `numwatch/<figure>` for the step, `numwatch_roles/<role>/<figure>` over all slots
-of a role and `numwatch_tensors/<module>/<role>/<figure>` for single slots. Gradient roles are
+of a role and `numwatch_tensors/<module>/<role>/<figure>` for single slots; those of updates, of the
+optimizer's state and of shadow steps are in `report.weight_scalars`. Gradient roles are
 spelled `<role>_scaled` where the loss scale is still in the numbers and `<role>_unscaled` where it
 was divided out. Magnitudes are given as log2: on a linear axis their decades would be lost.
 """
@@ -18,6 +19,8 @@ from numwatch.report.tb_tags import (
     tensor_group,
     unscaled_role_group,
 )
+from numwatch.report.weight_scalars import shadow_scalars, state_scalars, update_scalars
+from numwatch.report.window_scalars import window_scalars
 from numwatch.snapshot import GRADIENT_ROLES, SlotInfo, Snapshot, StepScalars
 
 # TensorBoard keeps scalars as FP32.
@@ -25,7 +28,10 @@ LARGEST_SCALAR = 3.4028234663852886e38
 
 
 def scalars(
-    snapshot: Snapshot, slots: Mapping[str, SlotInfo], named: Collection[str] = ()
+    snapshot: Snapshot,
+    slots: Mapping[str, SlotInfo],
+    named: Collection[str] = (),
+    parameters: Collection[str] = (),
 ) -> dict[str, float]:
     """Returns tag → value of one step, finite values only; a figure that is not known is left out.
 
@@ -35,12 +41,14 @@ def scalars(
         slots: What is known of each slot, by its name; decides which format the figures are about.
         named: Slots that get tags of their own. Whoever logs a whole run keeps this set stable
             (see `tb_curation.Curation`), lest each step brings new tags.
+        parameters: Parameters that do, likewise.
     """
     rows = [] if snapshot.rows is None else list(rows_figures(snapshot.rows, slots))
     return {
         **step_scalars(snapshot.scalars, rows),
         **role_scalars(rows),
         **tensor_scalars(row for row in rows if row.slot in named),
+        **weight_scalars(snapshot, slots, parameters),
     }
 
 
@@ -100,6 +108,22 @@ def tensor_scalars(rows: Iterable[SlotFigures]) -> dict[str, float]:
             },
         )
     return tags
+
+
+def weight_scalars(
+    snapshot: Snapshot, slots: Mapping[str, SlotInfo], parameters: Collection[str] = ()
+) -> dict[str, float]:
+    """Returns the figures of a step's loss scale window, updates, state and shadow step."""
+    found: dict[str, float | None] = {}
+    if snapshot.rows is not None and snapshot.rows.full:
+        found |= window_scalars(snapshot.rows, slots, snapshot.scalars.loss_scale_before)
+    if snapshot.updates:
+        found |= update_scalars(snapshot.updates, slots, parameters)
+    if snapshot.states:
+        found |= state_scalars(snapshot.states)
+    if snapshot.shadows:
+        found |= shadow_scalars(snapshot.shadows)
+    return _known_tags(found)
 
 
 def tightest(rows: Sequence[SlotFigures]) -> SlotFigures:
@@ -167,9 +191,13 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 
 def _finite(group: str, found: Mapping[str, float | None]) -> dict[str, float]:
+    return _known_tags({f"{group}/{figure}": value for figure, value in found.items()})
+
+
+def _known_tags(found: Mapping[str, float | None]) -> dict[str, float]:
     # Negated so that NaN fails too: TensorBoard draws it as a gap or breaks the axis on it.
     return {
-        f"{group}/{figure}": float(value)
-        for figure, value in found.items()
+        tag: float(value)
+        for tag, value in found.items()
         if value is not None and abs(value) <= LARGEST_SCALAR
     }

@@ -39,8 +39,13 @@ class _Column:
     justify: str = "r"
 
 
+MEASURED_MARK = "="
+"""Stands before a flushed share that a shadow step measured, where ~ stands before an estimate."""
+
+
 def _flushed(line: SlotFigures) -> str:
-    return bounded_text(line.flushed, estimated=line.flushed_from == "estimate")
+    text = bounded_text(line.flushed, estimated=line.flushed_from == "estimate")
+    return f"{MEASURED_MARK}{text}" if line.flushed_from == "shadow" else text
 
 
 _COLUMNS = (
@@ -102,6 +107,8 @@ def mark_notes(figures: Sequence[SlotFigures]) -> list[str]:
         notes.append(f"{SCALED_MARK} multiplied by the loss scale, as backward sees it")
     if any(line.flushed_from == "estimate" for line in figures):
         notes.append("~ flushed is estimated where tensors were seen after rounding to the format")
+    if any(line.flushed_from == "shadow" for line in figures):
+        notes.append(f"{MEASURED_MARK} flushed is measured by a shadow step, against the FP32 run")
     if any(_is_between_bounds(line) for line in figures):
         notes.append("~ of other figures: the format's limit lies inside a binade")
     if any(line.flushed_from == "cast" for line in figures):
@@ -115,7 +122,7 @@ def _shown(figures: Sequence[SlotFigures]) -> list[_Column]:
 
 
 def _is_between_bounds(line: SlotFigures) -> bool:
-    counted = None if line.flushed_from == "estimate" else line.flushed
+    counted = line.flushed if line.flushed_from == "counts" else None
     return any(
         bounded_text(share).startswith("~") for share in (counted, line.subnormal, line.saturated)
     )

@@ -1,58 +1,34 @@
 """`summarize`: what a person should know of a run or of one epoch of it."""
 
 import dataclasses
-import itertools
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from numwatch.recipes import Collapse
 from numwatch.record import Run
-from numwatch.record.totals import SlotTotals, slot_totals
+from numwatch.record.gradients import gradient_groups
+from numwatch.record.totals import Totals, read_totals
 from numwatch.report.coverage import Coverage
 from numwatch.report.figures import SlotFigures, totals_figures
+from numwatch.report.parameter_slots import in_trouble, is_parameters, low_format, parameter_of
+from numwatch.report.scale_window import ScaleWindow, scale_window
+from numwatch.report.shadow_figures import ShadowFigures, beside_estimates, read_shadows
+from numwatch.report.state_figures import StateFigures, read_states
+from numwatch.report.trajectory import (
+    LossScale,
+    Skips,
+    collapse_of,
+    loss_scale_of,
+    skips_of,
+)
+from numwatch.report.update_figures import Updates, read_updates
 from numwatch.report.verdict import VERDICTS
 from numwatch.snapshot import SlotInfo
-
-TREND_POINTS = 24
-
-
-@dataclass(frozen=True)
-class LossScale:
-    """How the loss scale went.
-
-    Attributes:
-        first: Before the first step.
-        last: After the last step.
-        lowest: Of all steps, before and after.
-        highest: Likewise.
-        trend: log2 of the scale at up to `TREND_POINTS` evenly spread steps; the lowest of each
-            stretch.
-    """
-
-    first: float
-    last: float
-    lowest: float
-    highest: float
-    trend: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Skips:
-    """Optimizer steps that left the weights alone.
-
-    Attributes:
-        count: How many.
-        last: The last one's step.
-        nonfinite: Slots that held NaN or inf in that step, with the count, in the order in which
-            a step computes them; None where its tensors were not recorded.
-    """
-
-    count: int
-    last: int | None = None
-    nonfinite: tuple[tuple[str, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,16 +40,24 @@ class Summary:
         steps: Optimizer steps recorded, skipped ones included.
         first_step: Number of the first; None where there is none.
         last_step: Number of the last.
-        slots: Slots with at least one row.
+        slots: Slots of modules with at least one row.
+        parameters: Parameters whose updates or optimizer's state were seen.
         full_steps: Steps whose tensors were measured in full.
         amax_steps: Steps of whose tensors amax alone was measured.
         cost: numwatch's own time as a share of the time the steps took without it; None where not
             measured.
         start_seconds: Time it took before the first step, of all attempts; None for an epoch.
+        memory: The most bytes it held at once in any attempt; None where not measured.
         loss: Of the first and of the last step that has one.
         loss_scale: None where nothing is scaled.
-        verdicts: How many slots got each verdict.
-        tensors: The worst slots, the worst first.
+        collapse: The last time the loss scale was seen on its way to 0, or None.
+        window: Which loss scales FP16 gradients fit, be there a scaler or not; None where no
+            gradient was measured in full.
+        updates: What storing weights in each format does to their updates; None where not seen.
+        states: The optimizer's state, in order of appearance.
+        shadows: What shadow steps measured of each gradient.
+        verdicts: How many slots got each verdict, those of parameters only where in trouble.
+        tensors: The worst of these slots, the worst first.
         problems: What of the record could not be read.
     """
 
@@ -85,13 +69,20 @@ class Summary:
     first_step: int | None
     last_step: int | None
     slots: int
+    parameters: int
     full_steps: int
     amax_steps: int
     cost: float | None
     start_seconds: float | None
+    memory: int | None
     loss: tuple[float, float] | None
     loss_scale: LossScale | None
     skips: Skips
+    collapse: Collapse | None
+    window: ScaleWindow | None
+    updates: Updates | None
+    states: tuple[StateFigures, ...]
+    shadows: tuple[ShadowFigures, ...]
     verdicts: dict[str, int]
     tensors: tuple[SlotFigures, ...]
     problems: tuple[str, ...]
@@ -115,23 +106,19 @@ def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary
     if epoch is not None:
         steps = steps.filter(pc.field("epoch") == epoch)
     first, last = _ends(steps, "step")
-    totals: dict[str, SlotTotals] = {}
+    empty = epoch is not None and first is None
+
+    def pieces(table: str) -> Iterable[pa.Table]:
+        return () if empty else run.batches(table, first=first, last=last)
+
     coverage = Coverage()
-    if first is not None or epoch is None:
-        totals = slot_totals(coverage.passing(run.tensor_batches(first=first, last=last)))
-    figures = sorted(
-        (
-            totals_figures(
-                total,
-                run.slots.get(slot),
-                scaled=slot in coverage.scaled_slots,
-                finite_seen=slot in coverage.finite_slots,
-            )
-            for slot, total in totals.items()
-        ),
-        key=lambda line: line.badness,
-        reverse=True,
-    )
+    totals = read_totals(coverage.passing(pieces("tensors")))
+    shadows = read_shadows(pieces("shadows"))
+    figures = _figures(totals, coverage, run.slots, shadows)
+    shown = [line for line in figures if not is_parameters(line.slot) or in_trouble(line)]
+    updates = read_updates(pieces("updates"), low_format(run.slots))
+    states = read_states(pieces("states"))
+    events = [event for event in run.events() if epoch is None or _within(event, first, last)]
     return Summary(
         epoch=epoch,
         precision=run.precision,
@@ -140,16 +127,25 @@ def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary
         steps=steps.num_rows,
         first_step=first,
         last_step=last,
-        slots=len(totals),
+        slots=sum(not is_parameters(line.slot) for line in figures),
+        parameters=_parameters(figures, updates, states),
         full_steps=coverage.full_steps,
         amax_steps=coverage.amax_steps,
         cost=_cost(steps),
         start_seconds=None if epoch is not None else _start_seconds(run),
+        memory=_memory(run),
         loss=_loss(steps),
-        loss_scale=_loss_scale(steps),
-        skips=_skips(run, steps),
-        verdicts={v: sum(line.verdict == v for line in figures) for v in VERDICTS},
-        tensors=tuple(figures[:worst]),
+        loss_scale=loss_scale_of(steps),
+        skips=skips_of(run, steps),
+        collapse=collapse_of(events),
+        window=scale_window(
+            gradient_groups(totals, run.slots), steps["loss_scale_before"].to_pylist()
+        ),
+        updates=updates,
+        states=states,
+        shadows=beside_estimates(shadows.values(), totals, run.slots),
+        verdicts={v: sum(line.verdict == v for line in shown) for v in VERDICTS},
+        tensors=tuple(shown[:worst]),
         problems=tuple(run.problems),
     )
 
@@ -158,6 +154,36 @@ def epochs(run: Run) -> list[int]:
     """Returns the epochs that have steps in the record, rising."""
     found: list[int] = sorted(run.steps()["epoch"].unique().to_pylist())
     return found
+
+
+def _figures(
+    totals: Totals,
+    coverage: Coverage,
+    slots: Mapping[str, SlotInfo],
+    shadows: Mapping[str, ShadowFigures],
+) -> list[SlotFigures]:
+    """Returns the figures of every slot, the worst first."""
+    figures = [
+        totals_figures(
+            total,
+            slots.get(slot),
+            scaled=slot in coverage.scaled_slots,
+            finite_seen=slot in coverage.finite_slots,
+            shadow=shadows[slot].measured if slot in shadows else None,
+        )
+        for slot, total in totals.by_slot().items()
+    ]
+    return sorted(figures, key=lambda line: line.badness, reverse=True)
+
+
+def _parameters(
+    figures: Iterable[SlotFigures], updates: Updates | None, states: Iterable[StateFigures]
+) -> int:
+    names = {parameter_of(line.slot) for line in figures if is_parameters(line.slot)}
+    names.update(line.parameter for line in states)
+    if updates is not None:
+        names.update(line.parameter for line in updates.parameters)
+    return len(names)
 
 
 def _ends(table: pa.Table, column: str) -> tuple[Any, Any]:
@@ -177,51 +203,18 @@ def _start_seconds(run: Run) -> float:
     return sum(float(event.get("numwatch_seconds", 0.0)) for event in starts)
 
 
+def _memory(run: Run) -> int | None:
+    found = [event.get("bytes") for event in run.events() if event["kind"] == "memory"]
+    return max((int(size) for size in found if size is not None), default=None)
+
+
+def _within(event: Mapping[str, Any], first: int | None, last: int | None) -> bool:
+    return first is not None and last is not None and first <= event["step"] <= last
+
+
 def _loss(steps: pa.Table) -> tuple[float, float] | None:
     losses = steps.filter(pc.field("loss").is_valid())
     return _ends(losses, "loss") if losses.num_rows else None
-
-
-def _loss_scale(steps: pa.Table) -> LossScale | None:
-    before = steps["loss_scale_before"].to_pylist()
-    if not before:
-        return None
-    after = steps["loss_scale_after"].to_pylist()
-    first, last = before[0], after[-1]
-    lowest, highest = min(before + after), max(before + after)
-    if lowest == highest == 1.0:
-        return None
-    # The scaler has no floor: a scale can end at 0.
-    logs = [math.log2(scale) if scale > 0 else -math.inf for scale in [*before, last]]
-    points = min(TREND_POINTS, len(logs))
-    cuts = [len(logs) * i // points for i in range(points + 1)]
-    trend = tuple(min(logs[a:b]) for a, b in itertools.pairwise(cuts))
-    return LossScale(first, last, lowest, highest, trend)
-
-
-def _skips(run: Run, steps: pa.Table) -> Skips:
-    skipped = steps.filter(pc.field("skipped"))
-    if not skipped.num_rows:
-        return Skips(0)
-    last = skipped["step"][-1].as_py()
-    return Skips(skipped.num_rows, last, _nonfinite(run, last))
-
-
-def _nonfinite(run: Run, step: int) -> tuple[tuple[str, int], ...] | None:
-    rows = run.tensors(first=step, last=step)
-    rows = rows.filter(pc.field("nans").is_valid())
-    if not rows.num_rows:
-        return None
-    counts = pc.add(rows["nans"], pc.add(rows["posinfs"], rows["neginfs"])).to_pylist()
-    found = [(s, n) for s, n in zip(rows["slot"].to_pylist(), counts, strict=True) if n]
-    return tuple(sorted(found, key=lambda slot: _time_of(run.slots.get(slot[0]))))
-
-
-def _time_of(info: SlotInfo | None) -> tuple[bool, int]:
-    """Sort key of when in a step a slot is computed: backward follows forward, reversed."""
-    if info is None or info.order is None:
-        return (True, 1)
-    return (info.scaled, -info.order if info.scaled else info.order)
 
 
 def _plain(value: Any) -> Any:

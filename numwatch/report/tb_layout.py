@@ -1,4 +1,4 @@
-"""The charts of TensorBoard's custom scalars tab: amax between the limits of its format."""
+"""The charts of TensorBoard's custom scalars tab, amax between the limits of its format first."""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,9 +11,14 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import (
 )
 
 from numwatch.report.tb_tags import (
+    PARAMETER_GROUP,
     ROLE_GROUP,
+    SHADOW_GROUP,
+    STATE_GROUP,
     STEP_GROUP,
     TENSOR_GROUP,
+    UPDATE_GROUP,
+    WINDOW_GROUP,
     domain_of,
     module_of,
     role_group,
@@ -35,6 +40,32 @@ def layout(slots: Iterable[str], named: Iterable[str]) -> Layout:
                 {
                     "loss scale (log2)": _lines(f"{STEP_GROUP}/loss_scale_log2"),
                     "skipped steps": _lines(f"{STEP_GROUP}/skipped_steps_total"),
+                    "loss scale in the window that FP16 gradients fit (log2)": _margin(
+                        WINDOW_GROUP, "loss_scale_log2", "low_log2", "high_log2"
+                    ),
+                },
+            ),
+            _category(
+                "numwatch: updates",
+                {
+                    "swallowed": _lines(f"{UPDATE_GROUP}/[^/]+/swallowed"),
+                    "EDQ": _lines(f"{UPDATE_GROUP}/[^/]+/edq_normalised"),
+                    "update ratio (log2)": _lines(f"{UPDATE_GROUP}/ratio_log2_.+"),
+                    "swallowed of named parameters": _lines(f"{PARAMETER_GROUP}/.+/swallowed"),
+                },
+            ),
+            _category(
+                "numwatch: optimizer state",
+                {
+                    "largest RMS_t": _lines(f"{STATE_GROUP}/rms_t_worst"),
+                    "below eps, g^2 flushed": _lines(f"{STATE_GROUP}/(below_eps|vanished)_worst"),
+                },
+            ),
+            _category(
+                "numwatch: shadow steps",
+                {
+                    "flushed": _lines(f"{SHADOW_GROUP}/[^/]+/flushed"),
+                    "relative error": _lines(f"{SHADOW_GROUP}/[^/]+/relative_error_median"),
                 },
             ),
             _category(
@@ -81,10 +112,10 @@ def _lines(pattern: str) -> Chart:
     return Chart(multiline=MultilineChartContent(tag=[f"{pattern}$"]))
 
 
-def _margin(group: str, amax: str) -> Chart:
+def _margin(
+    group: str, value: str, lower: str = "smallest_normal_log2", upper: str = "max_log2"
+) -> Chart:
     series = MarginChartContent.Series(
-        value=f"{group}/{amax}",
-        lower=f"{group}/smallest_normal_log2",
-        upper=f"{group}/max_log2",
+        value=f"{group}/{value}", lower=f"{group}/{lower}", upper=f"{group}/{upper}"
     )
     return Chart(margin=MarginChartContent(series=[series]))

@@ -10,6 +10,11 @@ STEP_GROUP = "numwatch"
 ROLE_GROUP = "numwatch_roles"
 TENSOR_GROUP = "numwatch_tensors"
 HISTOGRAM_GROUP = "numwatch_log2"
+UPDATE_GROUP = "numwatch_updates"
+PARAMETER_GROUP = "numwatch_parameters"
+STATE_GROUP = "numwatch_states"
+WINDOW_GROUP = "numwatch_window"
+SHADOW_GROUP = "numwatch_shadow"
 
 
 def module_of(slot: str) -> str:
@@ -51,3 +56,18 @@ def role_histogram(slot: str) -> str:
 def tensor_histogram(slot: str) -> str:
     """Returns the tag of this slot's own histogram."""
     return f"{HISTOGRAM_GROUP}/{module_of(slot)}/{domain_of(slot)}"
+
+
+def storage_group(storage: str) -> str:
+    """Returns what the tags of all updates begin with, judged for a storage format."""
+    return f"{UPDATE_GROUP}/{storage}"
+
+
+def parameter_group(parameter: str) -> str:
+    """Returns what the tags of this parameter's own updates begin with."""
+    return f"{PARAMETER_GROUP}/{parameter}"
+
+
+def shadow_group(slot: str) -> str:
+    """Returns what the tags of this slot's role begin with, for what a shadow step measured."""
+    return f"{SHADOW_GROUP}/{role_of(slot)}_unscaled"

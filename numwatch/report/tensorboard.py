@@ -3,10 +3,11 @@
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from numwatch.report.parameter_slots import is_parameters
 from numwatch.report.tb_curation import Curation
 from numwatch.report.tb_events import layout_summary, log2_histogram, scalar_summary, write_event
 from numwatch.report.tb_layout import layout
-from numwatch.report.tb_tags import role_histogram, tensor_histogram
+from numwatch.report.tb_tags import role_histogram, role_of, tensor_histogram
 from numwatch.snapshot import Rows, SlotInfo, Snapshot
 from numwatch.stats import BINADES
 
@@ -39,17 +40,26 @@ class TensorBoardView:
         summaries = [scalar_summary(self._curation.scalars(snapshot, slots))]
         if snapshot.rows is not None and snapshot.rows.full:
             named = self._curation.named
-            summaries += histograms(snapshot.rows, named)
+            roles = self._curation.parameter_roles
+            summaries += histograms(snapshot.rows, named, roles)
             if not self._has_layout and len(snapshot.rows):
-                summaries.append(layout_summary(layout(snapshot.rows.slots, named)))
+                modules = [slot for slot in snapshot.rows.slots if not is_parameters(slot)]
+                summaries.append(layout_summary(layout(modules, named)))
                 self._has_layout = True
         write_event(self._writer, summaries, step)
 
 
-def histograms(rows: Rows, named: Collection[str]) -> Iterator["Summary"]:
-    """Yields one exponent histogram for each role, all its slots merged, and each named slot."""
+def histograms(
+    rows: Rows, named: Collection[str], parameter_roles: Collection[str] = ()
+) -> Iterator["Summary"]:
+    """Yields one exponent histogram for each role, all its slots merged, and each named slot.
+
+    Of the roles that parameters have, those in `parameter_roles` alone.
+    """
     members: dict[str, list[int]] = {}
     for i, slot in enumerate(rows.slots):
+        if is_parameters(slot) and role_of(slot) not in parameter_roles:
+            continue
         members.setdefault(role_histogram(slot), []).append(i)
         if slot in named:
             members[tensor_histogram(slot)] = [i]

@@ -5,14 +5,17 @@ import math
 from rich.console import Console
 from rich.text import Text
 
+from numwatch.report.labels import labelled
+from numwatch.report.scale_window_lines import window_line
 from numwatch.report.slot_table import STYLES, mark_notes, slot_lines
-from numwatch.report.summary import LossScale, Skips, Summary
-from numwatch.report.text import EN_DASH, ascii_text, scale_text, share_text, sparkline
+from numwatch.report.state_lines import states_lines
+from numwatch.report.summary import Summary
+from numwatch.report.text import EN_DASH, ascii_text, bytes_text, several, share_text
+from numwatch.report.trajectory_lines import collapse_line, loss_scale_line, skips_line
+from numwatch.report.update_lines import updates_lines
 
 # A log file has no width; the 80 columns that rich gives it are too few for slot names.
 NARROWEST_FILE = 100
-_NAMED_SLOTS = 2
-_LABEL_WIDTH = 12
 # Less would read as 0.0.
 _SHOWN_SECONDS = 0.05
 
@@ -34,13 +37,20 @@ def print_line(line: Text, console: Console) -> None:
 
 def summary_lines(summary: Summary, width: int) -> list[Text]:
     """Returns the lines of a summary, its table fitted to `width` cells where that can be."""
-    lines = [_title(summary)]
+    lines = [title_line(summary)]
     if summary.loss_scale is not None:
-        lines.append(_labelled("loss scale", _loss_scale(summary.loss_scale)))
+        lines.append(loss_scale_line(summary.loss_scale))
+        if summary.window is not None:
+            lines.append(window_line(summary.window))
     if summary.loss_scale is not None or summary.skips.count:
-        lines.append(_labelled("skipped", _skips(summary.skips, summary.steps)))
+        lines.append(skips_line(summary.skips, summary.steps))
+    if summary.collapse is not None:
+        lines.append(collapse_line(summary.collapse))
     if summary.loss is not None:
-        lines.append(_labelled("loss", _loss(summary.loss)))
+        lines.append(labelled("loss", _loss(summary.loss)))
+    if summary.updates is not None:
+        lines += updates_lines(summary.updates)
+    lines += states_lines(summary.states)
     if summary.tensors:
         lines += [Text(), *slot_lines(summary.tensors, width), Text(), _verdicts(summary)]
         notes = [_coverage(summary), *mark_notes(summary.tensors)]
@@ -49,11 +59,12 @@ def summary_lines(summary: Summary, width: int) -> list[Text]:
         lines.append(Text("no tensor rows could be read"))
     elif summary.steps:
         lines.append(Text("no tensor rows yet"))
-    lines += [_labelled("problem", Text(problem), "red") for problem in summary.problems]
+    lines += [labelled("problem", Text(problem), "red") for problem in summary.problems]
     return lines
 
 
-def _title(summary: Summary) -> Text:
+def title_line(summary: Summary) -> Text:
+    """Returns the summary's first line: of which run and steps it is, and what numwatch took."""
     parts = ["whole run" if summary.epoch is None else f"epoch {summary.epoch}"]
     if summary.first_step is None:
         parts.append("no steps could be read" if summary.problems else "no steps yet")
@@ -65,28 +76,25 @@ def _title(summary: Summary) -> Text:
         parts.append(f"{summary.attempts} attempts")
     parts += [summary.precision, summary.device]
     if summary.slots:
-        parts.append(_several(summary.slots, "slot"))
-    if summary.cost is not None:
-        seconds = summary.start_seconds or 0.0
-        start = f" + {seconds:.1f} s to start" if seconds >= _SHOWN_SECONDS else ""
-        parts.append(f"cost {share_text(summary.cost)} added to step time{start}")
+        parts.append(several(summary.slots, "slot"))
+        if summary.parameters:
+            parts[-1] += f", {several(summary.parameters, 'parameter')}"
+    parts += _cost(summary)
     title = Text().append("numwatch", style="bold")
     for part in parts:
         title.append(" · ", style="dim").append(part)
     return title
 
 
-def _loss_scale(scale: LossScale) -> Text:
-    if scale.lowest == scale.highest:
-        return Text(f"{scale_text(scale.first)} throughout")
-    text = Text(f"{scale_text(scale.first)} → {scale_text(scale.last)}")
-    if scale.lowest < min(scale.first, scale.last):
-        text.append(f", lowest {scale_text(scale.lowest)}")
-    if scale.highest > max(scale.first, scale.last):
-        text.append(f", highest {scale_text(scale.highest)}")
-    if len(set(scale.trend)) > 1:
-        text.append("  ").append(sparkline(scale.trend), style="blue")
-    return text
+def _cost(summary: Summary) -> list[str]:
+    costs = []
+    if summary.cost is not None:
+        seconds = summary.start_seconds or 0.0
+        start = f" + {seconds:.1f} s to start" if seconds >= _SHOWN_SECONDS else ""
+        costs.append(f"{share_text(summary.cost)} added to step time{start}")
+    if summary.memory is not None:
+        costs.append(bytes_text(summary.memory))
+    return [f"cost {', '.join(costs)}"] if costs else []
 
 
 def _loss(loss: tuple[float, float]) -> Text:
@@ -97,28 +105,16 @@ def _loss(loss: tuple[float, float]) -> Text:
     return text
 
 
-def _skips(skips: Skips, steps: int) -> Text:
-    if not skips.count:
-        return Text(f"none of {_several(steps, 'step')}")
-    text = Text().append(f"{skips.count} of {_several(steps, 'step')}", style="red")
-    text.append(f", last {skips.last}")
-    if skips.nonfinite is None:
-        return text.append(" (its tensors were not recorded)", style="dim")
-    if skips.nonfinite:
-        named = [f"{slot} held {count} nan/inf" for slot, count in skips.nonfinite[:_NAMED_SLOTS]]
-        more = len(skips.nonfinite) - len(named)
-        text.append(f": {', '.join(named)}")
-        text.append(f", then {_several(more, 'more slot')}" if more else "")
-    return text
-
-
 def _verdicts(summary: Summary) -> Text:
-    text = Text(f"{_several(summary.slots, 'slot')}: ")
+    judged = sum(summary.verdicts.values())
+    beside = judged - summary.slots
+    text = Text(several(summary.slots, "slot"))
+    text.append(f" and {beside} of parameters: " if beside else ": ")
     found = [(verdict, count) for verdict, count in summary.verdicts.items() if count]
     for i, (verdict, count) in enumerate(found):
         text.append(" · " if i else "", style="dim")
         text.append(f"{count} {verdict}", style=STYLES[verdict])
-    hidden = summary.slots - len(summary.tensors)
+    hidden = judged - len(summary.tensors)
     return text.append(f"  (the worst {len(summary.tensors)} shown)" if hidden else "", style="dim")
 
 
@@ -127,12 +123,4 @@ def _coverage(summary: Summary) -> str:
     parts = " and ".join(f"{count} {kind}" for kind, count in seen.items() if count)
     # Of a damaged record there may be more steps' tensors than steps.
     known = summary.steps >= sum(seen.values())
-    return f"seen: {parts} " + (f"of {_several(summary.steps, 'step')}" if known else "steps")
-
-
-def _labelled(label: str, text: Text, style: str = "dim") -> Text:
-    return Text().append(label.ljust(_LABEL_WIDTH), style=style).append_text(text)
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"seen: {parts} " + (f"of {several(summary.steps, 'step')}" if known else "steps")

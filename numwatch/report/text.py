@@ -17,6 +17,7 @@ _ASCII = str.maketrans(
         EN_DASH: "-",
         TIMES: "x",
         "…": ">",
+        "²": "^2",
         **dict(zip(_BARS, "._-=+*%#", strict=True)),
     }
 )
@@ -104,6 +105,39 @@ def sparkline(values: Sequence[float]) -> str:
         return "".join(_BARS[3] if math.isfinite(value) else _BARS[0] for value in values)
     step = (len(_BARS) - 1) / (high - low)
     return "".join(_BARS[round((max(value, low) - low) * step)] for value in values)
+
+
+def bytes_text(size: int) -> str:
+    """Returns a size in memory: `340 kB`, `12 MB`, `1.2 GB`."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            digits = 0 if size >= 10 * unit else 1  # two digits tell enough
+            return f"{size / unit:.{digits}f} {name}"
+    return f"{size} B"
+
+
+def several(count: int, noun: str) -> str:
+    """Returns `1 slot`, `2 slots`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def known_text(share: float | None, *, estimated: bool = False) -> str:
+    """Returns `31.0 %`, `~31.0 %` for an estimate, a dash where nothing is known."""
+    if share is None:
+        return UNKNOWN
+    return f"~{share_text(share)}" if estimated else share_text(share)
+
+
+def figure_text(value: float | None, digits: int = 2) -> str:
+    """Returns a plain figure with so many digits: `0.03`, `1.2e-05`, a dash where not known."""
+    return UNKNOWN if value is None else f"{value:.{digits}g}"
+
+
+def edq_text(edq: float | None) -> str:
+    """Returns a normalised EDQ: `1.00`, `0.03`, `0.004`."""
+    if edq is None:
+        return UNKNOWN
+    return f"{edq:.2f}" if abs(edq) >= 0.01 or not edq else f"{edq:.1g}"  # noqa: PLR2004  # two digits
 
 
 def ascii_text(text: str) -> str:

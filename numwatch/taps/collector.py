@@ -1,6 +1,6 @@
 """Where hooks bring tensors: each is passed over once and adds to its slot's row, on its device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,13 +30,35 @@ Array = npt.NDArray[Any]
 
 
 class Collector:
-    """The rows of all slots in the step under way."""
+    """The rows of all slots in the step under way.
 
-    def __init__(self, taps: Sequence[Tap], slots: Sequence[SlotInfo], gate: Gate) -> None:
+    Attributes:
+        turn: How many optimizers have had theirs in this step; the loss scale may have changed
+            with each.
+    """
+
+    def __init__(
+        self,
+        taps: Sequence[Tap],
+        slots: Sequence[SlotInfo],
+        gate: Gate,
+        compare: Callable[[int, Tensor], None] | None = None,
+    ) -> None:
+        """Makes empty rows.
+
+        Args:
+            taps: The modules.
+            slots: Their slots, by index.
+            gate: What is recorded.
+            compare: Called with the index and tensor of each gradient on full steps.
+        """
         self._slots = list(slots)
         self._gate = gate
+        self._compare = compare
         self._known: tuple[SlotInfo, ...] | None = None
         self._order = 0
+        self.turn = 0
+        self._turns = [0] * len(self._slots)
         self._buffers: dict[torch.device, Buffers] = {}
         self._casts = {
             tap.slots[role]: cast
@@ -62,6 +84,11 @@ class Collector:
             )
         return self._known
 
+    @property
+    def bytes(self) -> int:
+        """Memory the rows take."""
+        return sum(buffers.packed.nbytes for buffers in self._buffers.values())
+
     def see(self, index: int, tensor: Tensor, tap: Tap) -> None:
         """Adds a tensor to its slot's row.
 
@@ -71,6 +98,7 @@ class Collector:
         if not is_watched_dtype(tensor.dtype) or tensor.is_nested or is_transformed(tensor):
             return
         tensor = tensor.detach()
+        self._turns[index] = self.turn
         buffers = self._buffers.get(tensor.device)
         if buffers is None:
             buffers = self._buffers[tensor.device] = Buffers(len(self._slots), tensor.device)
@@ -78,6 +106,8 @@ class Collector:
             accumulate(tensor, buffers.counts[index], buffers.reals[index])
             if index in self._casts:
                 self._see_cast(index, tensor, buffers.casts[index])
+            if self._compare is not None and self._slots[index].scaled:
+                self._compare(index, tensor)
         else:
             accumulate_amax(tensor, buffers.counts[index], buffers.reals[index])
         if self._slots[index].dtype is None:
@@ -89,7 +119,8 @@ class Collector:
         for buffers in self._buffers.values():
             buffers.reset()
         full = self._gate.mode is Mode.FULL
-        return SentRows(parcel, self._slots, dict(self._cast_formats), full=full)
+        turns, self._turns, self.turn = self._turns, [0] * len(self._slots), 0
+        return SentRows(parcel, self._slots, dict(self._cast_formats), turns, full=full)
 
     def _see_cast(self, index: int, tensor: Tensor, row: Tensor) -> None:
         name, scale, flushed, saturated = self._casts[index](tensor)
@@ -123,37 +154,48 @@ class Collector:
 
 
 class SentRows:
-    """The rows of a finished step, on their way."""
+    """The rows of a finished step, on their way.
+
+    Attributes:
+        names: Names of all slots, by index.
+    """
 
     def __init__(
         self,
         parcel: Parcel,
         slots: Sequence[SlotInfo],
         cast_formats: dict[int, str],
+        turns: Sequence[int] = (),
         *,
         full: bool,
     ) -> None:
         self.parcel = parcel
-        self._names = [slot.slot for slot in slots]
+        self.names = [slot.slot for slot in slots]
         self._scaled = np.array([slot.role in GRADIENT_ROLES for slot in slots], dtype=bool)
         self._cast_formats = cast_formats
+        self._turns = np.array(turns or [0] * len(slots), dtype=np.int64)
         self._full = full
 
-    def rows(self, loss_scale: float) -> Rows:
-        """Unpacks the rows once they have arrived, leaving out slots that saw nothing."""
+    def rows(self, loss_scales: Sequence[float] = (1.0,)) -> Rows:
+        """Unpacks the rows once they have arrived, leaving out slots that saw nothing.
+
+        Args:
+            loss_scales: At each optimizer's turn in the step; the last holds from there on.
+        """
         counts, reals, casts = self._merged()
+        scales = np.asarray(loss_scales)[np.minimum(self._turns, len(loss_scales) - 1)]
         seen = np.flatnonzero(counts[:, CALLS])
         return Rows(
-            slots=tuple(self._names[i] for i in seen),
+            slots=tuple(self.names[i] for i in seen),
             counts=counts[seen],
             reals=reals[seen],
-            loss_scales=np.where(self._scaled[seen], loss_scale, 1.0),
+            loss_scales=np.where(self._scaled, scales, 1.0)[seen],
             casts=tuple(self._cast(int(i), casts[i]) for i in seen),
             full=self._full,
         )
 
     def _merged(self) -> tuple[Array, Array, Array]:
-        n = len(self._names)
+        n = len(self.names)
         devices = [split(packed, n) for packed in self.parcel.tensors()]
         if not devices:
             devices = [split(Buffers(n, torch.device("cpu")).packed, n)]

@@ -25,6 +25,11 @@ def is_float8_linear(module: nn.Module) -> bool:
     )
 
 
+def turn_plain(module: nn.Module) -> None:
+    """Makes a `Float8Linear` a plain Linear on the same parameters, in place: a copy's only."""
+    module.__class__ = nn.Linear
+
+
 def float8_casts(module: nn.Module) -> dict[str, CastOf] | None:
     """Returns what repeats torchao's casts of a `Float8Linear`'s operands, by role.
 

@@ -1,6 +1,6 @@
-"""Hooks on optimizers: whether a step was really taken, and the gradients' global norm."""
+"""Hooks on optimizers: whether each was really stepped, its gradients, and what its step did."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -9,66 +9,148 @@ from torch.utils.hooks import RemovableHandle
 
 from numwatch.stats import is_watched_dtype
 from numwatch.stats.prepare import dense
-from numwatch.taps.gate import Gate
+from numwatch.taps.culprits import Culprits
+from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import Hook
-from numwatch.taps.tape import Tape
+from numwatch.taps.scaler import Scaler, found_inf, handles_unscaling, loss_scale
+from numwatch.taps.tape import Tape, found_inf_column, loss_scale_column
+from numwatch.taps.updates import UpdateTaps
 
 
 class OptimizerTaps:
-    """Knows whether the weights were updated since `reset`.
+    """Follows each optimizer's turns in a step.
 
     A scaler that found an inf does not call an ordinary optimizer, so its hooks do not fire. It
     does call a fused one, handing it `found_inf`; that flag goes to the tape.
+
+    Attributes:
+        announced: How often each optimizer's turn came since `reset`, where somebody tells.
+        stepped: How often each was called.
     """
 
-    def __init__(self, gate: Gate, tape: Tape) -> None:
-        self.stepped = False
-        self._gate, self._tape = gate, tape
-        self._seen: set[int] = set()
+    def __init__(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        gate: Gate,
+        tape: Tape,
+        culprits: Culprits,
+        updates: UpdateTaps | None,
+    ) -> None:
+        self._optimizers = list(optimizers)
+        self._gate, self._tape, self._updates = gate, tape, updates
+        self._culprits = culprits
+        self._normed: set[int] = set()
+        self.announced = [0] * len(self._optimizers)
+        self.stepped = [0] * len(self._optimizers)
 
     def reset(self) -> None:
         """Starts a step."""
-        self.stepped = False
-        self._seen.clear()
+        self.announced = [0] * len(self._optimizers)
+        self.stepped = [0] * len(self._optimizers)
+        self._normed.clear()
+        if self._updates is not None:
+            self._updates.reset()
 
-    def attach(self, optimizers: Iterable[Any]) -> list[RemovableHandle]:
+    def attach(self) -> list[RemovableHandle]:
         """Hooks the optimizers."""
         handles = []
-        for optimizer in optimizers:
-            if not hasattr(optimizer, "register_step_pre_hook"):
-                continue  # Lightning takes wrappers without step hooks too
-            handles.append(optimizer.register_step_pre_hook(_BeforeStep(self)))
-            handles.append(optimizer.register_step_post_hook(_AfterStep(self)))
+        for optimizer in self._optimizers:
+            if _tells_of_steps(optimizer):
+                handles.append(optimizer.register_step_pre_hook(_BeforeStep(self)))
+                handles.append(optimizer.register_step_post_hook(_AfterStep(self)))
         return handles
 
-    def see_gradients(self, optimizer: torch.optim.Optimizer, scale: Tensor | float = 1.0) -> None:
+    @property
+    def turns(self) -> int:
+        """How many turns were announced since `reset`."""
+        return sum(self.announced)
+
+    def announce(self, optimizer: torch.optim.Optimizer, scaler: Scaler | None) -> None:
+        """Takes note of an optimizer's turn, between unscaling and clipping.
+
+        Fused optimizers unscale within their step: theirs are seen when that begins.
+        """
+        position = self.position(optimizer)
+        if position is None:
+            return
+        if self.turns < len(self._optimizers):
+            self._tape.put(loss_scale_column(self.turns), loss_scale(scaler))
+        self.announced[position] += 1
+        if not _tells_of_steps(optimizer):
+            self.stepped[position] += 1  # for all that can be known
+        if scaler is not None and self._must_look_early(optimizer):
+            self._culprits.look(self._tape.line, position, optimizer)
+        if scaler is not None and handles_unscaling(optimizer):
+            return
+        # No flag means that nothing was unscaled: `training_step` returned None.
+        flags: list[Tensor | float] = [*found_inf(scaler, optimizer)]
+        for flag in flags or [0.0]:
+            self._tape.add(found_inf_column(position), flag)
+        self._see_gradients(optimizer)
+
+    def finish(self, scaler: Scaler | None) -> None:
+        """Ends a step: looks whose gradients were to blame for the turns that were skipped."""
+        if scaler is None:
+            return
+        for position, optimizer in enumerate(self._optimizers):
+            expected = self.announced[position] if self.turns else 1
+            seen = self.turns and self._must_look_early(optimizer)
+            unsure = handles_unscaling(optimizer)
+            if not seen and (unsure or self.stepped[position] < expected):
+                self._culprits.look(self._tape.line, position, optimizer)
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes what a scaler hands a fused optimizer for the time of its step."""
+        flag = getattr(optimizer, "found_inf", None)
+        position = self.position(optimizer)
+        if position is not None and isinstance(flag, Tensor):
+            with self._gate.watching():
+                self._tape.add(found_inf_column(position), flag)
+                scale = getattr(optimizer, "grad_scale", None)
+                self._see_gradients(optimizer, 1.0 if scale is None else scale)
+        if self._updates is not None and self._gate.mode is Mode.FULL:
+            with self._gate.watching():
+                self._updates.before_step(optimizer)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Notes the step; where nobody told of an earlier moment, the gradients are seen here."""
+        position = self.position(optimizer)
+        if position is not None:
+            self.stepped[position] += 1
+        with self._gate.watching():
+            self._see_gradients(optimizer)
+        if self._updates is not None and self._gate.mode is Mode.FULL:
+            with self._gate.watching():
+                self._updates.after_step(optimizer)
+
+    def position(self, optimizer: torch.optim.Optimizer) -> int | None:
+        """Returns which of the optimizers this is."""
+        for position, known in enumerate(self._optimizers):
+            if known is optimizer:
+                return position
+        return None
+
+    def _must_look_early(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether culprits must be looked for at every announced turn.
+
+        Of a fused optimizer the host never learns that it was skipped, and who steps several may
+        clear their gradients before the step ends.
+        """
+        return len(self._optimizers) > 1 or handles_unscaling(optimizer)
+
+    def _see_gradients(self, optimizer: torch.optim.Optimizer, scale: Tensor | float = 1.0) -> None:
         """Adds the norm of an optimizer's gradients to the step's, once, on recorded steps.
 
         Args:
             optimizer: The optimizer.
             scale: What its gradients are still multiplied by.
         """
-        if not self._gate.mode or id(optimizer) in self._seen:
+        if not self._gate.mode or id(optimizer) in self._normed:
             return
-        self._seen.add(id(optimizer))
+        self._normed.add(id(optimizer))
         norm = gradient_norm(optimizer)
         if norm is not None:
             self._tape.add("grad_norm_squared", (norm.double() / scale) ** 2)
-
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes what a scaler hands a fused optimizer for the time of its step."""
-        flag = getattr(optimizer, "found_inf", None)
-        if isinstance(flag, Tensor):
-            with self._gate.watching():
-                self._tape.add("found_inf", flag)
-                scale = getattr(optimizer, "grad_scale", None)
-                self.see_gradients(optimizer, 1.0 if scale is None else scale)
-
-    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Notes the step; where nobody told of an earlier moment, the gradients are seen here."""
-        self.stepped = True
-        with self._gate.watching():
-            self.see_gradients(optimizer)
 
 
 class _BeforeStep(Hook):
@@ -94,13 +176,22 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """
     norms = [
         torch.linalg.vector_norm(
-            dense(parameter.grad)[0], dtype=torch.promote_types(parameter.grad.dtype, torch.float32)
+            dense(gradient)[0], dtype=torch.promote_types(gradient.dtype, torch.float32)
         )
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if parameter.grad is not None and is_watched_dtype(parameter.grad.dtype)
+        for gradient in _gradients(optimizer)
     ]
     if not norms:
         return None
     norm: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
     return norm
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and is_watched_dtype(parameter.grad.dtype):
+                yield parameter.grad
+
+
+def _tells_of_steps(optimizer: Any) -> bool:
+    return hasattr(optimizer, "register_step_pre_hook")  # Lightning takes wrappers without too

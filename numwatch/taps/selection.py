@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from numwatch.errors import near
-from numwatch.snapshot import ROLES, SlotInfo
+from numwatch.snapshot import ROLES, UPDATE_ROLE, SlotInfo
 
 PARAMETER_ROLES = ("weight", "grad_weight")
 
@@ -105,6 +105,8 @@ def select(
             slots.append(SlotInfo(f"{path}:{role}", path, role, type(module).__name__))
         if tap.slots:
             taps.append(tap)
+    for name, _ in model.named_parameters():
+        _matches(include_globs + exclude_globs, clean_path(name), UPDATE_ROLE)
     _warn_of_idle(include_globs + exclude_globs, [clean_path(path) for path, _ in modules if path])
     if not slots and include is None:
         warnings.warn(
@@ -114,6 +116,26 @@ def select(
             stacklevel=3,
         )
     return taps, slots
+
+
+def is_update_wanted(
+    name: str, include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+) -> bool:
+    """Whether the updates of the parameter `name` are watched, by default all are.
+
+    Args:
+        name: Its path in the unwrapped model.
+        include: The globs of `select`; here they match the parameter's module or its own path, and
+            the role `update`.
+        exclude: Likewise.
+    """
+
+    def matched(globs: Sequence[_Glob]) -> bool:
+        owner = name.rpartition(".")[0]
+        return any(_matches(globs, path, UPDATE_ROLE) for path in (owner, name) if path)
+
+    wanted = include is None or matched(_globs(include, "include"))
+    return wanted and not matched(_globs(exclude, "exclude"))
 
 
 def clean_path(path: str) -> str:
@@ -180,8 +202,9 @@ def _warn_of_idle(globs: Sequence[_Glob], paths: Sequence[str]) -> None:
 
 def _no_match(glob: _Glob, paths: Sequence[str]) -> str:
     module_glob, _, role_glob = glob.text.partition(":")
-    if role_glob and not any(fnmatchcase(role, role_glob) for role in ROLES):
-        hint = near(role_glob, ROLES) or f"; roles are {', '.join(ROLES)}"
+    roles = (*ROLES, UPDATE_ROLE)
+    if role_glob and not any(fnmatchcase(role, role_glob) for role in roles):
+        hint = near(role_glob, roles) or f"; roles are {', '.join(roles)}"
     else:
         hint = near(module_glob, paths)
     return f"numwatch: {glob.argument}={glob.text!r} matches no module and role{hint}"

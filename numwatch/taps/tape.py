@@ -8,36 +8,72 @@ from torch import Tensor
 
 from numwatch.taps.parcel import Parcel
 
-COLUMNS = (
-    "loss",
-    "lr",
-    "grad_norm_squared",
-    "loss_scale_before",
-    "loss_scale_after",
-    "found_inf",
-)
 CAPACITY = 64
 
 
-class Tape:
-    """One FP64 line of `COLUMNS` a step, on the device."""
+_TURN = "loss_scale_at_"
 
-    def __init__(self, device: torch.device) -> None:
+
+def loss_scale_column(turn: int) -> str:
+    """Returns the column of the loss scale at an optimizer's turn; the first is put at `begin`."""
+    return f"{_TURN}{turn}"
+
+
+def is_turn(column: str) -> bool:
+    """Whether a column is one of `loss_scale_column`'s."""
+    return column.startswith(_TURN)
+
+
+def found_inf_column(optimizer: int) -> str:
+    """Returns the column of what the scaler found in the gradients of one of the optimizers."""
+    return f"found_inf_{optimizer}"
+
+
+def columns_of(optimizers: int) -> tuple[str, ...]:
+    """Returns the columns of a step of so many optimizers."""
+    return (
+        "loss",
+        "lr",
+        "grad_norm_squared",
+        "loss_scale_after",
+        *(loss_scale_column(turn) for turn in range(max(optimizers, 1))),
+        *(found_inf_column(optimizer) for optimizer in range(optimizers)),
+    )
+
+
+class Tape:
+    """One FP64 line a step, on the device, with a value for each of `columns_of`.
+
+    Attributes:
+        line: The line under way.
+    """
+
+    def __init__(self, device: torch.device, optimizers: int = 1) -> None:
+        self._columns = columns_of(optimizers)
         with torch.inference_mode(mode=False):
-            self._lines = torch.zeros(CAPACITY, len(COLUMNS), dtype=torch.float64, device=device)
-        self._cells = [line.unbind() for line in self._lines.unbind()]
-        self._line = 0
+            self._lines = torch.zeros(
+                CAPACITY, len(self._columns), dtype=torch.float64, device=device
+            )
+        self._cells = [
+            dict(zip(self._columns, line.unbind(), strict=True)) for line in self._lines.unbind()
+        ]
+        self.line = 0
         self._written: set[str] = set()
         self._ended: list[frozenset[str]] = []
 
     @property
+    def bytes(self) -> int:
+        """Memory it takes."""
+        return int(self._lines.nbytes)
+
+    @property
     def full(self) -> bool:
         """Whether the line under way is the last there is room for."""
-        return self._line == CAPACITY - 1
+        return self.line == CAPACITY - 1
 
     def put(self, column: str, value: Tensor | float) -> None:
         """Writes a value of the step under way, without waiting for the device."""
-        cell = self._cells[self._line][COLUMNS.index(column)]
+        cell = self._cells[self.line][column]
         if isinstance(value, Tensor):
             cell.copy_(value.detach().reshape(()), non_blocking=True)
         else:
@@ -49,21 +85,21 @@ class Tape:
         if column not in self._written:
             self.put(column, value)
             return
-        cell = self._cells[self._line][COLUMNS.index(column)]
+        cell = self._cells[self.line][column]
         if isinstance(value, Tensor):
             value = value.detach().reshape(()).to(cell.device, non_blocking=True)
         cell.add_(value)
 
     def next(self) -> None:
         """Ends the step under way."""
-        self._line += 1
+        self.line += 1
         self._ended.append(frozenset(self._written))
         self._written.clear()
 
     def send(self) -> "SentTape":
         """Sends the lines of all ended steps to the host and starts again."""
-        sent = SentTape(Parcel([self._lines[: self._line]]), self._ended)
-        self._line = 0
+        sent = SentTape(Parcel([self._lines[: self.line]]), self._columns, self._ended)
+        self.line = 0
         self._ended = []
         return sent
 
@@ -73,6 +109,7 @@ class SentTape:
     """The lines of ended steps, on their way."""
 
     parcel: Parcel
+    columns: Sequence[str]
     written: Sequence[frozenset[str]]
 
     def lines(self) -> list[dict[str, float | None]]:
@@ -81,7 +118,7 @@ class SentTape:
         return [
             {
                 column: value if column in written else None
-                for column, value in zip(COLUMNS, line, strict=True)
+                for column, value in zip(self.columns, line, strict=True)
             }
             for line, written in zip(lines.numpy().tolist(), self.written, strict=True)
         ]

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tb_builders import cast, infos, powers, snapshot
+from weight_builders import shadow, state, update
 
 from numwatch.report.scalars import LARGEST_SCALAR, scalars
 from numwatch.report.tb_curation import NAMED_SLOTS, Curation
-from numwatch.snapshot import GRADIENT_ROLES, ROLES
+from numwatch.snapshot import GRADIENT_ROLES, ROLES, Snapshot, StepScalars
 from numwatch.stats import TensorStats
 
 LOG2_FP16_MAX = math.log2(65504)
@@ -93,7 +94,8 @@ def test_gradient_figures_are_scaled_and_say_so():
 @pytest.mark.parametrize("role", ROLES)
 def test_every_tag_of_a_gradient_says_which_domain(role):
     slots = {f"blocks.0.fc:{role}": powers({0: 1}, zeros=3)}
-    of_tensors = [t for t in scalars(snapshot(0, slots), infos(slots), slots) if "numwatch_" in t]
+    tags = scalars(snapshot(0, slots), infos(slots), slots)
+    of_tensors = [tag for tag in tags if tag.startswith(("numwatch_roles/", "numwatch_tensors/"))]
     assert len(of_tensors) > 10
     for tag in of_tensors:
         assert (f"{role}_scaled/" in tag or f"{role}_unscaled/" in tag) == (role in GRADIENT_ROLES)
@@ -284,3 +286,80 @@ def test_scalars_need_no_tensorboard():
     code = "import sys, numwatch.report.scalars, numwatch.report.tb_curation as c; "
     code += "sys.exit('tensorboard' in sys.modules)"
     assert run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestWeights:
+    """Updates, optimizer state and shadow steps of one step."""
+
+    def tags(self, slots=(), named=(), **entries):
+        table = infos(slots, "bf16", "bfloat16") if slots else {}
+        return scalars(Snapshot(0, StepScalars(), **entries), table, (), named)
+
+    def test_shares_count_each_parameter_by_its_updates(self):
+        updates = (
+            update("a", nonzero=300, swallowed=1.0, ratio=2.0**-10),
+            update("b", nonzero=100, swallowed=0.0, ratio=2.0**-4, edq_normalised=None),
+            update("c", nonzero=0, swallowed=None, ratio=None),
+        )
+        tags = self.tags(updates=updates)
+        group = "numwatch_updates/bf16"
+        assert tags[f"{group}/swallowed"] == pytest.approx(0.75)
+        assert tags[f"{group}/edq_normalised"] == pytest.approx(0.75)
+        assert tags[f"{group}/stochastic_kept"] == pytest.approx(0.125)
+        assert f"{group}/deferred" not in tags
+        assert tags["numwatch_updates/ratio_log2_median"] == -7.0
+        assert tags["numwatch_updates/ratio_log2_worst"] == -4.0
+
+    def test_where_some_weights_are_stored_so_the_figures_are_theirs(self):
+        updates = (update("a", lost=True, swallowed=0.9), update("b", swallowed=0.1))
+        assert self.tags(updates=updates)["numwatch_updates/bf16/swallowed"] == 0.9
+
+    def test_named_parameters_show_the_format_they_are_in_or_would_be(self):
+        every = tuple(
+            update("a", storage, swallowed=share)
+            for storage, share in (("fp16", 0.1), ("bf16", 0.2), ("e4m3", 0.9))
+        )
+        tag = "numwatch_parameters/a/swallowed"
+        assert self.tags(["m:output"], ["a"], updates=every)[tag] == 0.2
+        lost = (*every[1:], update("a", "fp16", swallowed=0.1, lost=True))
+        assert self.tags(["m:output"], ["a"], updates=lost)[tag] == 0.1
+        assert not [t for t in self.tags(updates=every) if "parameters" in t]
+
+    def test_the_worst_state_over_all_parameters(self):
+        states = (
+            state("a", rms=1.0, below_eps=0.5),
+            state("b", rms=3.0, below_eps=0.1, vanished=0.2),
+            state("c", rms=math.inf),
+        )
+        assert self.tags(states=states).items() >= {
+            ("numwatch_states/rms_t_worst", 3.0),
+            ("numwatch_states/below_eps_worst", 0.5),
+            ("numwatch_states/vanished_worst", 0.2),
+        }
+
+    def test_shadows_by_role_over_all_elements(self):
+        shadows = (
+            shadow("a:grad_output", sampled=100, zeros=0, flushed=10, relative_error=0.1),
+            shadow("b:grad_output", sampled=400, zeros=100, flushed=90, relative_error=0.3),
+            shadow("b:grad_weight", zeros=1000, flushed=0, relative_error=None),
+        )
+        tags = {t: v for t, v in self.tags(shadows=shadows).items() if "shadow" in t}
+        assert tags == {
+            "numwatch_shadow/grad_output_unscaled/flushed": 0.25,
+            "numwatch_shadow/grad_output_unscaled/relative_error_median": pytest.approx(0.2),
+        }
+
+    def test_the_parameters_that_lose_most_are_named_once_and_for_all(self):
+        curation = Curation()
+        first = tuple(update(f"p{i}", swallowed=i / 10) for i in range(6))
+        curation.scalars(Snapshot(0, StepScalars(), updates=first), {})
+        assert curation.parameters == ("p5", "p4", "p3")
+        later = tuple(update(f"p{i}", swallowed=1 - i / 10) for i in range(6))
+        tags = curation.scalars(Snapshot(1, StepScalars(), updates=later), {})
+        assert {t.split("/")[1] for t in tags if "parameters" in t} == {"p5", "p4", "p3"}
+
+    def test_parameters_slots_are_no_slots_of_modules(self):
+        slots = {"a:output": powers({0: 1}), "a.weight:exp_avg": powers({0: 1}, nans=1)}
+        tags = scalars(snapshot(0, slots), infos(slots), slots)
+        assert tags["numwatch/nonfinite_slots"] == 0.0
+        assert not [tag for tag in tags if "exp_avg" in tag]

@@ -13,7 +13,8 @@ from numwatch import open_run, tensor_stats
 from numwatch.record import Recorder
 from numwatch.record.totals import slot_totals
 from numwatch.report import summarize
-from numwatch.report.summary import TREND_POINTS, epochs
+from numwatch.report.summary import epochs
+from numwatch.report.trajectory import TREND_POINTS
 from numwatch.snapshot import Cast, Snapshot, StepScalars
 
 

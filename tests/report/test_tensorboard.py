@@ -15,8 +15,10 @@ from tensorboard.data.provider import RunTagFilter
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from torch.utils.tensorboard import SummaryWriter
+from weight_builders import STORAGES, shadow, state, update
 
 from numwatch.report.scalars import scalars
+from numwatch.report.tb_curation import NAMED_SLOTS, PARAMETER_HISTOGRAMS
 from numwatch.report.tb_events import log2_histogram
 from numwatch.report.tensorboard import TensorBoardView
 from numwatch.snapshot import ROLES, Rows, Snapshot, StepScalars
@@ -187,8 +189,13 @@ def test_margin_charts_name_tags_that_stand_at_the_very_same_steps(write):
         for chart in charts.values()
         if chart.HasField("margin")
     ]
-    assert len(margins) == 12
-    for series in margins:
+    window, *others = margins
+    assert window.value == "numwatch_window/loss_scale_log2"
+    steps = {tag: read[tag].keys() for tag in (window.value, window.lower, window.upper)}
+    # Of steps without full rows nothing is known, nor of those whose gradients are zero.
+    assert set(map(frozenset, steps.values())) == {frozenset({0, 2, 4})}
+    assert len(others) == 12
+    for series in others:
         value, lower, upper = read[series.value], read[series.lower], read[series.upper]
         assert value.keys() == lower.keys() == upper.keys()
         assert value.keys() == ({0, 1, 4} if "grad_output" in series.value else {0, 1, 2, 3, 4})
@@ -241,9 +248,12 @@ def test_overflow_writes_counts_and_no_value_that_is_not_finite(write):
 
 
 @pytest.mark.slow
-def test_thousand_slots_and_five_hundred_steps_stay_below_200_tags(tmp_path):
+def test_thousand_slots_and_three_hundred_parameters_stay_below_200_tags(tmp_path):
     rng = np.random.default_rng(0)
     slots = tuple(f"blocks.{i}.fc:{role}" for i in range(167) for role in ROLES)[:1000]
+    parameters = [f"blocks.{i}.fc.weight" for i in range(300)]
+    kinds = ("update", "exp_avg", "exp_avg_sq", "master", "momentum_buffer")
+    theirs = tuple(f"{name}:{kind}" for name in parameters for kind in kinds)
     # Half of each role is already in FP16, so that every role has both kinds of flushed.
     table = infos(slots[: len(slots) // 2]) | infos(slots[len(slots) // 2 :], dtype="float16")
     tags = set()
@@ -251,9 +261,9 @@ def test_thousand_slots_and_five_hundred_steps_stay_below_200_tags(tmp_path):
         view = TensorBoardView(writer)
         for step in range(500):
             full = step % 25 == 0
-            view.write(
-                Snapshot(step, StepScalars(), random_rows(rng, slots, full=full)), table, step
-            )
+            rows = random_rows(rng, slots + theirs if full else slots, full=full)
+            weights = of_parameters(rng, parameters, slots) if full else {}
+            view.write(Snapshot(step, StepScalars(grad_norm=1.0), rows, **weights), table, step)
     events = events_of(tmp_path)
     assert [event.step for event in events] == list(range(500))
     by_step = [{value.tag for value in event.summary.value} for event in events]
@@ -263,7 +273,23 @@ def test_thousand_slots_and_five_hundred_steps_stay_below_200_tags(tmp_path):
     assert sum(CONFIG_SUMMARY_TAG in event_tags for event_tags in by_step) == 1
     # The tags of the second half of the run are those of the first: none came, none went.
     assert set.union(*by_step[250:]) == set.union(*by_step[200:250])
-    assert len([t for t in tags if t.startswith("numwatch_log2/")]) == len(ROLES) + 12
+    histograms = [tag for tag in tags if tag.startswith("numwatch_log2/")]
+    assert len(histograms) == len(ROLES) + NAMED_SLOTS + PARAMETER_HISTOGRAMS
+    groups = {tag.split("/")[0] for tag in tags}
+    for group in ("updates", "parameters", "states", "window", "shadow"):
+        assert f"numwatch_{group}" in groups
+
+
+def of_parameters(rng, parameters, slots):
+    """Updates, states and shadows with another worst parameter each time."""
+    updates = tuple(
+        update(name, storage, swallowed=rng.random(), deferred=rng.random())
+        for name in parameters
+        for storage in STORAGES
+    )
+    states = tuple(state(name, rms=2.0, below_eps=0.1, vanished=0.1) for name in parameters)
+    shadows = tuple(shadow(slot) for slot in slots if "grad" in slot)
+    return {"updates": updates, "states": states, "shadows": shadows}
 
 
 def random_rows(rng, slots, *, full):
@@ -296,3 +322,18 @@ def test_rows_are_left_as_they_were(write):
 def test_tensorboard_is_imported_by_its_own_module_alone(module):
     code = f"import sys, {module}; sys.exit('tensorboard' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_parameters_have_a_histogram_a_role_and_no_margins(write):
+    slots = {
+        "fc:grad_output": powers({0: 1}),
+        "fc.weight:exp_avg": powers({-9: 2}),
+        "head.weight:exp_avg": powers({-8: 3}),
+        "fc.weight:update": powers({-5: 1}),
+    }
+    path = write([snapshot(0, slots), snapshot(1, slots)], infos(slots))
+    for buckets in read_tensors(path, "histograms", "numwatch_log2/exp_avg").values():
+        assert buckets.tolist() == [[-9, -8, 2], [-8, -7, 3]]
+    assert not [tag for tag in read_scalars(path) if "exp_avg" in tag or "/update/" in tag]
+    charts = [title for category in layout_of(path).values() for title in category]
+    assert not [title for title in charts if "exp_avg" in title]

@@ -8,11 +8,13 @@ import pytest
 import torch
 from rich.console import Console
 from summary_builders import amax_only, fp8_run, fp16_run, rows, slot
+from weight_builders import bf16_true_run, fp16_true_run, scaled_run, shadowed_run
 
 from numwatch import open_run, tensor_stats
 from numwatch.record import Recorder
 from numwatch.report import print_summary, summarize
 from numwatch.report.slot_table import SCALED_MARK
+from numwatch.report.tables import TABLES, table_lines
 from numwatch.report.terminal import summary_lines
 from numwatch.report.text import (
     UNKNOWN,
@@ -21,6 +23,7 @@ from numwatch.report.text import (
     bits_text,
     bounded_text,
     count_text,
+    edq_text,
     nonfinite_text,
     scale_text,
     share_text,
@@ -69,6 +72,10 @@ def empty_run(directory):
         ("amax-only", amax_only_run, {}, 100),
         ("damaged", damaged_run, {}, 100),
         ("empty", empty_run, {}, 100),
+        ("bf16-true", bf16_true_run, {}, 100),
+        ("fp16-true", fp16_true_run, {}, 100),
+        ("shadowed", shadowed_run, {}, 100),
+        ("scaled", scaled_run, {}, 100),
     ],
 )
 def test_the_terminal_shows_what_it_did(tmp_path, name, write, options, width):
@@ -76,6 +83,24 @@ def test_the_terminal_shows_what_it_did(tmp_path, name, write, options, width):
     write(tmp_path)
     summary = summarize(open_run(tmp_path), **options)
     text = printed(summary, width, force_terminal=True, color_system=None)
+    assert text == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "tables"),
+    [
+        ("table-loss-scale", scaled_run, ["loss scale"]),
+        ("table-updates", bf16_true_run, ["updates"]),
+        ("table-updates-deferred", shadowed_run, ["updates"]),
+        ("table-states", bf16_true_run, ["states"]),
+        ("table-shadow", shadowed_run, ["shadow"]),
+        ("tables-none", empty_run, TABLES),
+    ],
+)
+def test_the_tables_show_what_they_did(tmp_path, name, write, tables):
+    write(tmp_path)
+    lines = table_lines(summarize(open_run(tmp_path)), tables)
+    text = "".join(f"{line.plain.rstrip()}\n" for line in lines)
     assert text == (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
 
 
@@ -267,6 +292,14 @@ def test_count_and_nonfinite_text():
     assert nonfinite_text(2, 0) == "2 nan"
     assert nonfinite_text(0, 2) == "2 inf"
     assert nonfinite_text(1, 2) == "3 nan+inf"
+
+
+@pytest.mark.parametrize(
+    ("edq", "text"),
+    [(None, UNKNOWN), (0.0, "0.00"), (0.998, "1.00"), (0.028, "0.03"), (0.0041, "0.004")],
+)
+def test_edq_text(edq, text):
+    assert edq_text(edq) == text
 
 
 def test_sparkline():

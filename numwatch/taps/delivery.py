@@ -1,0 +1,144 @@
+"""Ended steps on their way to the host, and the snapshots they become there."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from numwatch.snapshot import Snapshot, StepScalars, join_rows
+from numwatch.taps.collector import SentRows
+from numwatch.taps.comparison import SentComparison
+from numwatch.taps.culprits import SentCulprits
+from numwatch.taps.parcel import Parcel
+from numwatch.taps.sent_updates import SentUpdates
+from numwatch.taps.tape import SentTape, found_inf_column, is_turn
+
+
+@dataclass(frozen=True)
+class EndedStep:
+    """What the host knows of a step by itself.
+
+    Attributes:
+        announced: How often each optimizer's turn came, where somebody told.
+        stepped: How often each optimizer was called.
+        scaled: Whether a scaler was in force.
+    """
+
+    step: int
+    epoch: int
+    batch: int
+    announced: Sequence[int]
+    stepped: Sequence[int]
+    scaled: bool
+    step_seconds: float
+    numwatch_seconds: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen in the last of some ended steps, when that was recorded."""
+
+    rows: SentRows
+    updates: Sequence[SentUpdates]
+    comparison: SentComparison
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Ended steps; `seen` belongs to the last of them."""
+
+    steps: Sequence[EndedStep]
+    tape: SentTape
+    culprits: SentCulprits
+    seen: Seen | None
+
+    def arrived(self) -> bool:
+        """Whether `snapshots` can be called; asks the device, never waits for it."""
+        return all(parcel.arrived() for parcel in self._parcels())
+
+    def wait(self) -> None:
+        """Waits for the arrival: at the end of an epoch or a fit only."""
+        for parcel in self._parcels():
+            parcel.wait()
+
+    def snapshots(self) -> list[Snapshot]:
+        """Returns the steps as they were, in order."""
+        lines, culprits = self.tape.lines(), self.culprits.found()
+        snapshots = []
+        for i, (ended, line) in enumerate(zip(self.steps, lines, strict=True)):
+            found = {who: names for (at, who), names in culprits.items() if at == i}
+            snapshots.append(Snapshot(ended.step, _scalars(ended, line, found)))
+        if self.seen is not None:
+            snapshots[-1] = _with_rows(snapshots[-1], self.seen, _loss_scales(lines[-1]))
+        return snapshots
+
+    def _parcels(self) -> list[Parcel]:
+        parcels = [self.tape.parcel, self.culprits.parcel]
+        if self.seen is not None:
+            parcels += [self.seen.rows.parcel, self.seen.comparison.parcel]
+            parcels += [parcel for update in self.seen.updates for parcel in update.parcels]
+        return parcels
+
+
+def _scalars(
+    ended: EndedStep,
+    line: Mapping[str, float | None],
+    culprits: Mapping[int, tuple[str, ...]],
+) -> StepScalars:
+    norm_squared = line["grad_norm_squared"]
+    scales = _loss_scales(line)
+    skipped = tuple(i for i in range(len(ended.stepped)) if _skipped(i, ended, line, culprits))
+    flags = [line[found_inf_column(i)] for i in range(len(ended.stepped))]
+    known = any(flag is not None for flag in flags)
+    blamed = [name for i in skipped for name in culprits.get(i, ())]
+    return StepScalars(
+        epoch=ended.epoch,
+        batch=ended.batch,
+        loss=line["loss"],
+        lr=line["lr"],
+        grad_norm=None if norm_squared is None else math.sqrt(norm_squared),
+        loss_scale_before=scales[0],
+        loss_scale_after=scales[-1],
+        found_inf=any(flags) if known else ended.scaled and bool(skipped),
+        skipped=bool(skipped),
+        skipped_optimizers=skipped,
+        loss_scales=tuple(scales[:-1]) if sum(ended.announced) > 1 else (),
+        nonfinite_parameters=(
+            tuple(dict.fromkeys(blamed)) if any(i in culprits for i in skipped) else None
+        ),
+        step_seconds=ended.step_seconds,
+        numwatch_seconds=ended.numwatch_seconds,
+    )
+
+
+def _loss_scales(line: Mapping[str, float | None]) -> list[float]:
+    """Returns the scale at each turn that came, and after the step; 1.0 without any."""
+    turns = [value for name, value in line.items() if is_turn(name)]
+    scales = [scale for scale in (*turns, line["loss_scale_after"]) if scale is not None]
+    return scales if len(scales) > 1 else [*scales, *scales] or [1.0, 1.0]
+
+
+def _skipped(
+    i: int,
+    ended: EndedStep,
+    line: Mapping[str, float | None],
+    culprits: Mapping[int, tuple[str, ...]],
+) -> bool:
+    """Whether an optimizer left the weights alone when its turn came."""
+    # A fused optimizer's hooks fire on skipped steps too; then the flag alone tells.
+    flagged = bool(line[found_inf_column(i)])
+    if any(ended.announced):
+        return flagged or ended.stepped[i] < ended.announced[i]
+    if ended.stepped[i]:
+        return flagged
+    # Nobody told whose turn it was: of several that did not step, those with a reason for it.
+    return bool(culprits.get(i)) or not any(ended.stepped)
+
+
+def _with_rows(snapshot: Snapshot, seen: Seen, loss_scales: Sequence[float]) -> Snapshot:
+    return replace(
+        snapshot,
+        rows=join_rows([seen.rows.rows(loss_scales), *(sent.rows() for sent in seen.updates)]),
+        updates=tuple(update for sent in seen.updates for update in sent.updates()),
+        states=tuple(state for sent in seen.updates for state in sent.states()),
+        shadows=seen.comparison.shadows(seen.rows.names),
+    )

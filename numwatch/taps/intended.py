@@ -1,0 +1,136 @@
+"""What an optimizer would have done to low-precision weights in FP32.
+
+The same class runs one step on FP32 copies of the sampled elements, with the state they had before
+the step. It is a new object that knows nothing of the user's parameters, so it can't harm them.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+APPLIED, EXACT, ESTIMATE = "applied", "exact", "estimate"
+"""Where an intended update comes from: see `numwatch.snapshot.Update`."""
+
+_ELEMENT_WISE = frozenset(
+    {
+        "ASGD",
+        "Adadelta",
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "Lion",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
+    }
+)
+"""Optimizers that update each element from that element's own gradient and state alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """A parameter's sample as it was before the step.
+
+    Attributes:
+        weight: [n], in the parameter's dtype.
+        state: Its optimizer's state: tensors of the parameter's shape sampled in FP32, other small
+            ones copied. Empty where it is not needed.
+    """
+
+    weight: Tensor
+    state: Mapping[str, Any]
+
+    def tensors(self) -> list[Tensor]:
+        """Returns all that is held in memory."""
+        return [self.weight, *(v for v in self.state.values() if isinstance(v, Tensor))]
+
+
+def is_element_wise(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a sample of a parameter is updated as it would be within the whole."""
+    step = inspect.unwrap(type(optimizer).step)
+    return step.__qualname__.partition(".")[0] in _ELEMENT_WISE
+
+
+def intended_updates(
+    optimizer: torch.optim.Optimizer,
+    before: Sequence[Before],
+    gradients: Sequence[Tensor],
+    groups: Sequence[Mapping[str, Any]],
+) -> list[Tensor] | None:
+    """Returns the update of each sample, FP32 [n]; None where the optimizer can't be run so.
+
+    Args:
+        optimizer: The user's; it is not touched.
+        before: What was sampled before its step.
+        gradients: The samples' gradients [n] as the optimizer was given them, unscaled.
+        groups: Each parameter's group, whose hyperparameters hold for this step.
+    """
+    weights = [nn.Parameter(one.weight.float()) for one in before]
+    old = [weight.detach().clone() for weight in weights]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient.float()
+    twin = _twin(optimizer, weights, groups)
+    if twin is None:
+        return None
+    for weight, one in zip(weights, before, strict=True):
+        if one.state:
+            twin.state[weight] = dict(one.state)
+    try:
+        # Stochastic rounding, for one, draws random numbers: these are not the run's.
+        with torch.random.fork_rng(_cuda_devices(weights)):
+            twin.step()
+    except Exception:  # noqa: BLE001  # a class of the user's, written for whole parameters
+        return None
+    return [weight.detach() - was for weight, was in zip(weights, old, strict=True)]
+
+
+def copied_state(
+    state: Mapping[str, Any], parameter: Tensor, sample: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
+    """Returns a copy of a parameter's state for its sample, FP32 where it is sampled.
+
+    State of another shape (factored moments, a history) is left out: the optimizer then starts
+    from none, which an estimate must do with.
+    """
+    copied: dict[str, Any] = {}
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            if not isinstance(value, (int, float, bool, type(None))):
+                return {}
+            copied[key] = value
+        elif value.numel() <= 1 and value.shape != parameter.shape:
+            copied[key] = value.detach().clone()
+        elif value.shape == parameter.shape:
+            copied[key] = sample(value).float().clone()
+        else:
+            return {}
+    return copied
+
+
+def _cuda_devices(tensors: Sequence[Tensor]) -> list[torch.device]:
+    return list({tensor.device for tensor in tensors if tensor.is_cuda})
+
+
+def _twin(
+    optimizer: torch.optim.Optimizer,
+    weights: Sequence[nn.Parameter],
+    groups: Sequence[Mapping[str, Any]],
+) -> torch.optim.Optimizer | None:
+    merged: dict[int, dict[str, Any]] = {}
+    for weight, group in zip(weights, groups, strict=True):
+        merged.setdefault(id(group), {**group, "params": []})["params"].append(weight)
+    for group in merged.values():
+        group.pop("param_names", None)
+    accepted = inspect.signature(type(optimizer)).parameters
+    arguments = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+    try:
+        return type(optimizer)(list(merged.values()), **arguments)
+    except Exception:  # noqa: BLE001  # a class of the user's may want arguments of its own
+        return None

@@ -1,0 +1,104 @@
+"""What is known of optimizers: which of their state decays, which is divided by, and where."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from numwatch.stats import is_watched_dtype
+
+# State of the parameter's own shape that is neither a moment nor a copy of the weights.
+_MASTER = "master"
+
+
+@dataclass(frozen=True)
+class StateKind:
+    """What an optimizer does with one tensor of its state.
+
+    Attributes:
+        decay: The factor it is multiplied by at each step, None where there is none.
+        eps: What is added to its square root, None for what is no second moment.
+        corrected_by: The decay of its bias correction, divided out before the root is taken; None
+            where there is none.
+    """
+
+    decay: float | None = None
+    eps: float | None = None
+    corrected_by: float | None = None
+
+
+def kind_of(key: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> StateKind:
+    """Returns what the optimizers of torch and their kin do with `state[key]`.
+
+    Args:
+        key: Name of the state.
+        state: All state of the parameter; tells optimizers apart that share names.
+        group: The parameter's group, with the hyperparameters.
+    """
+    eps = _number(group.get("eps"))
+    first, second = _betas(group)
+    has_second = bool({"exp_avg_sq", "exp_inf"} & state.keys())
+    is_rmsprop = "alpha" in group
+    kinds = {
+        # Adam, AdamW, NAdam, RAdam, LAMB.
+        "exp_avg_sq": StateKind(second, eps, second),
+        # Lion has no second moment, and its momentum decays by the second beta.
+        "exp_avg": StateKind(first if has_second else second),
+        # Adamax: a maximum, not a mean of squares.
+        "exp_inf": StateKind(second),
+        # Of RMSprop, and of Adadelta, which adds eps below the root.
+        "square_avg": (
+            StateKind(_number(group["alpha"]), eps)
+            if is_rmsprop
+            else StateKind(_number(group.get("rho")))
+        ),
+        "acc_delta": StateKind(_number(group.get("rho"))),
+        "sum": StateKind(None, eps),  # Adagrad
+        "momentum_buffer": StateKind(_number(group.get("momentum"))),
+    }
+    return kinds.get(key, StateKind())
+
+
+def tensors_of(state: Mapping[str, Any], parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yields name and tensor of the state that has an element for each of the parameter's."""
+    for key, value in state.items():
+        if (
+            isinstance(value, Tensor)
+            and value.shape == parameter.shape
+            and value.dim() > 0
+            and value.layout is torch.strided
+            and is_watched_dtype(value.dtype)
+        ):
+            yield key, value
+
+
+def master_of(state: Mapping[str, Any], parameter: Tensor) -> Tensor | None:
+    """Returns the wider copy of the weights that an optimizer keeps in its state, or None."""
+    for key, value in tensors_of(state, parameter):
+        if _MASTER in key and value.dtype.itemsize > parameter.dtype.itemsize:
+            return value
+    return None
+
+
+def bias_correction(decay: float | None, state: Mapping[str, Any]) -> Tensor | float:
+    """Returns 1 - decay^step, 1 where there is no correction or no step; FP64, 0-d or a number."""
+    step = state.get("step")
+    if decay is None or step is None:
+        return 1.0
+    if isinstance(step, Tensor):
+        return 1.0 - torch.pow(decay, step.detach().double())
+    return float(1.0 - decay**step)
+
+
+def _betas(group: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    betas = group.get("betas")
+    if not isinstance(betas, (tuple, list)) or len(betas) < 2:  # noqa: PLR2004
+        return None, None
+    return _number(betas[0]), _number(betas[1])
+
+
+def _number(value: object) -> float | None:
+    # A tensor on a device would have to be waited for.
+    return float(value) if isinstance(value, (int, float)) else None

@@ -70,7 +70,9 @@ class LoopWatch:
         self._session.add_loss(loss)
 
     def step(self, loss: Tensor | float | None = None) -> None:
-        """Ends a step: call it after `optimizer.step()` (and `scaler.update()`).
+        """Ends a step: call it after `optimizer.step()` and `scaler.update()`.
+
+        The gradients should still be there: in a skipped step it looks for who overflowed.
 
         Args:
             loss: The step's unscaled loss, 0-d; kept as it is on its device.
@@ -120,10 +122,10 @@ def watch(
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> with numwatch.watch(model, optimizer, dir=tmp, summary=False) as watch:
         ...     for _ in range(3):
+        ...         optimizer.zero_grad()
         ...         loss = model(torch.ones(8, 4)).square().mean()
         ...         loss.backward()
         ...         optimizer.step()
-        ...         optimizer.zero_grad()
         ...         watch.step(loss=loss)
         >>> numwatch.open_run(tmp).steps().num_rows
         3

@@ -14,6 +14,8 @@ from numwatch.stats.estimate import estimate_lost
 
 Floats = npt.NDArray[np.float64]
 
+_NONE = Bounded.exactly(0.0)
+
 
 @dataclass(frozen=True)
 class GradientGroup:
@@ -81,7 +83,7 @@ def tally(group: GradientGroup, fmt: Format, scales: Sequence[float]) -> Tally:
         elements = stats.nonzeros + np.array([lost, 0.0, stats.zeros])
     else:
         counts = [count_at_most(stats, fmt.flush_threshold, factor) for factor in factors]
-        flushed = np.array([_row(count) for count in counts])
+        flushed = np.array([(count.value, count.low, count.high) for count in counts])
         elements = np.full(3, float(stats.nonzeros))
     return Tally(flushed, elements, _overflows(stats, fmt, np.array(factors)))
 
@@ -92,32 +94,24 @@ def _flushed_of_rounded(
     """Elements flushed at each factor [K, 3], and how many were before the tensor was seen."""
     higher = [factor for factor in factors if factor > 1.0]
     lost, *still_lost = estimate_lost(stats, fmt, [1.0, *higher])
-    gone = dict(zip(higher, still_lost, strict=True))
-    rows = [
-        _row(gone[factor]) if factor > 1.0 else _row(_seen(stats, fmt, factor), lost)
-        for factor in factors
-    ]
+    gone = iter(still_lost)
+    rows = []
+    for factor in factors:
+        before = next(gone) if factor > 1.0 else lost
+        seen = _seen(stats, fmt, factor) if factor < 1.0 else _NONE
+        rows.append((seen.value + before.value, seen.low, seen.high + before.high))
     return np.array(rows), lost.value
 
 
 def _seen(stats: TensorStats, fmt: Format, factor: float) -> Bounded:
-    """Elements not flushed yet that are at a factor of 1 or less."""
+    """Elements not flushed yet that are at a factor below 1."""
     cut = fmt.flush_threshold
     if stats.amin * factor > cut:
-        return Bounded.exactly(0.0)
+        return _NONE
     below, at_most = count_below(stats, cut, factor), count_at_most(stats, cut, factor)
     # What was rounded onto the cut had been on either side of it.
     halfway = below.value + _on_the_cut(stats, fmt, cut / factor) / 2
     return Bounded.within(halfway, below.low, at_most.high)
-
-
-def _row(*counts: Bounded) -> tuple[float, float, float]:
-    """The sum of counts as best estimate, low and high."""
-    return (
-        sum(count.value for count in counts),
-        sum(count.low for count in counts),
-        sum(count.high for count in counts),
-    )
 
 
 def _on_the_cut(stats: TensorStats, fmt: Format, cut: float) -> float:

@@ -85,35 +85,36 @@ def estimate_lost(
     if not stats.zeros:
         return (Bounded.exactly(0.0),) * len(factors)
     fmt = get_format(fmt)
-    cuts = [-math.log2(factor) for factor in factors]
-    whole, *expected = _expected_below(stats, fmt, [0.0, *cuts])
-    # More than all zeros can't have been lost: all of the tail is as much too high then.
-    part = min(stats.zeros / whole, 1.0) if whole else 0.0
-    return tuple(Bounded.within(count * part, 0.0, float(stats.zeros)) for count in expected)
+    expected, shares = _tail_below(stats, fmt, [-math.log2(factor) for factor in factors])
+    lost = min(expected, stats.zeros)
+    return tuple(Bounded.within(lost * share, 0.0, float(stats.zeros)) for share in shares)
 
 
-def _expected_below(stats: TensorStats, fmt: Format, cuts: Sequence[float]) -> list[float]:
-    """Elements that the fitted tail puts below each cut, in binades from the flush threshold."""
+def _tail_below(stats: TensorStats, fmt: Format, cuts: Sequence[float]) -> tuple[float, Floats]:
+    """Elements that the fitted tail puts at or below the flush threshold.
+
+    Returns:
+        Their number, and which share of them lies below each cut, in binades from the threshold.
+    """
     lowest = math.frexp(fmt.smallest_subnormal)[1] - 1
     counts = np.zeros(_TAIL)
     for binade, count in enumerate(stats.binades, stats.binade_first):
         if 0 <= binade - lowest < _TAIL:
             counts[binade - lowest] += count
     if not counts[0]:
-        return [0.0] * len(cuts)
+        return 0.0, np.zeros(len(cuts))
     tail = counts[: int(counts.argmax()) + 1 + _PAST_MODE]
     edges = _log2_edges(fmt, lowest, len(tail))
     slope, curvature = _fit_parabola(edges, tail)
     # Steps of the logarithm on a fine grid, from far below up to the top of the lowest binade.
-    top = float(edges[1] - edges[0])
-    grid = np.arange(-_BELOW, top, 1 / _POINTS) + 0.5 / _POINTS
+    grid = np.arange(-_BELOW, edges[1] - edges[0], 1 / _POINTS) + 0.5 / _POINTS
     rises = np.minimum(slope + 2 * curvature * grid, _STEEPEST) / _POINTS
     log_density = np.cumsum(rises)
     density = np.exp(log_density - log_density.max())
-    ends = grid + 0.5 / _POINTS
-    *below, whole, lowest_too = np.interp([*cuts, 0.0, top], ends, np.cumsum(density), left=0.0)
-    inside = max(float(lowest_too - whole), 1e-300)
-    return [float(counts[0]) * float(part) / inside for part in below]
+    inside = max(float(density[grid > 0].sum()), 1e-300)
+    below = np.interp([0.0, *cuts], grid + 0.5 / _POINTS, np.cumsum(density), left=0.0)
+    shares: Floats = below[1:] / max(below[0], 1e-300)
+    return float(counts[0]) * float(below[0]) / inside, shares
 
 
 def _midpoints(start: float, end: float) -> Floats:

@@ -14,6 +14,7 @@ from numwatch.stats.block_kernel import count_blocks
 from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.layout import new_rows, unpack_row
 from numwatch.stats.prepare import plain
+from numwatch.stats.updates import swallowing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +62,8 @@ def warm_up(dtypes: Sequence[torch.dtype] = WATCHED_DTYPES) -> None:
         x = torch.zeros(1, dtype=dtype)
         accumulate(x, counts[0], reals[0])
         accumulate_amax(x, counts[0], reals[0])
+    none = torch.zeros(1, 1)
+    swallowing(none, none, "bf16")
 
 
 def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from numwatch.errors import NumwatchError
 from numwatch.formats import FORMATS, get_format
+from numwatch.stats.update_loops import sweep_updates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numwatch.formats import Format
     from numwatch.stats.tensor_stats import AnyFormat
@@ -34,8 +35,6 @@ FIGURES = (
 )
 """Columns of what `swallowing` returns."""
 
-_CPU_CHUNK = 2**16
-"""Elements worked on at once: on a CPU what one operation leaves must still be in the cache."""
 _SCALED_BITS = 8
 """Formats of so many bits or fewer have too little range to hold weights without a scale."""
 _EXPONENT_MASK = 0x7F800000
@@ -94,17 +93,10 @@ def swallowing(
     scale = None
     if applied is None and fmt.bits <= _SCALED_BITS:
         scale = _scale(before, fmt)
-    figures = torch.zeros(len(before), len(FIGURES), dtype=torch.float64, device=before.device)
-    for rows, columns in _chunks(before):
-        part = slice(*rows), slice(*columns)
-        figures[part[0]] += _figures(
-            before[part],
-            intended[part],
-            fmt,
-            None if scale is None else scale[part[0]],
-            None if applied is None else applied.detach()[part],
-        )
-    return figures
+    if applied is not None:
+        applied = applied.detach()
+    implementation = by_loops if before.device.type == "cpu" else by_operations
+    return implementation(before, intended, fmt, scale, applied)
 
 
 def update_shares(figures: Sequence[float]) -> UpdateShares:
@@ -145,26 +137,42 @@ def _stores_weights(fmt: Format) -> bool:
 def _scale(before: Tensor, fmt: Format) -> Tensor:
     """The scale [k, 1] that puts each row's amax at the format's largest value."""
     if not before.shape[1]:
-        return torch.ones_like(before[:, :1])
+        return before.new_ones(len(before), 1)
     amax = torch.nan_to_num(before, 0.0, 0.0, 0.0).abs().amax(dim=1, keepdim=True)
     # A quotient: of a number and a tensor torch makes a product with the reciprocal.
     scale = torch.full_like(amax, fmt.max) / amax
     return torch.where(amax == 0, 1.0, scale.clamp(max=_FP32_MAX))
 
 
-def _chunks(x: Tensor) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Spans of rows and columns that cover x."""
-    rows, columns = x.shape
-    width = min(columns, _CPU_CHUNK) if x.device.type == "cpu" else columns
-    height = max(_CPU_CHUNK // max(width, 1), 1) if x.device.type == "cpu" else rows
-    for row in range(0, rows, max(height, 1)):
-        for column in range(0, columns, max(width, 1)):
-            yield (row, row + height), (column, column + width)
-
-
-def _figures(
+def by_loops(
     before: Tensor, intended: Tensor, fmt: Format, scale: Tensor | None, applied: Tensor | None
 ) -> Tensor:
+    """Does what `swallowing` tells on a CPU."""
+    figures = torch.zeros(len(before), len(FIGURES), dtype=torch.float64)
+    nothing = before.new_zeros(len(before), 0)
+    scales = before.new_ones(len(before)) if scale is None else scale[:, 0].contiguous()
+    sweep_updates(
+        before.contiguous().numpy(),
+        intended.contiguous().numpy(),
+        (nothing if applied is None else applied.contiguous()).numpy(),
+        scales.numpy(),
+        fmt.mantissa_bits,
+        fmt.smallest_normal,
+        fmt.max,
+        figures.numpy(),
+    )
+    if applied is None:
+        figures[:, FIGURES.index("delta_dot")] /= scales
+        figures[:, FIGURES.index("applied_sq")] = figures[:, FIGURES.index("delta_sq")]
+    else:
+        figures[:, FIGURES.index("deferred")] = math.nan
+    return figures
+
+
+def by_operations(
+    before: Tensor, intended: Tensor, fmt: Format, scale: Tensor | None, applied: Tensor | None
+) -> Tensor:
+    """Does the same on any device, in torch's operations."""
     # 0 where all are finite, else NaN; what is left out becomes 0, and such updates count nowhere.
     left_out = (before - before) + (intended - intended)
     if applied is not None:

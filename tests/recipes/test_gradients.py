@@ -38,7 +38,7 @@ def flat(zeros):
 def test_of_a_flat_density_half_is_lost_below_half_the_cut():
     # The lowest binade holds (2^-25, 3 * 2^-25], of which 2^-25 is a half.
     lost = [one.value for one in estimate_lost(flat(10_000), "fp16", [1.0, 2.0, 4.0])]
-    assert lost == pytest.approx([500, 250, 125], rel=0.02)
+    assert lost == pytest.approx([500, 250, 125], rel=0.05)
 
 
 def test_fewer_zeros_than_the_tail_expects_are_spread_as_the_tail_is():

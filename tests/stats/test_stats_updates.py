@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from numwatch.errors import NumwatchError
 from numwatch.formats import FORMATS, get_format, round_to_format
+from numwatch.stats import updates
 from numwatch.stats.updates import FIGURES, swallowing, update_shares
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,6 +30,15 @@ ML_DTYPES = {
     "e2m1": ml_dtypes.float4_e2m1fn,
 }
 BY_NAME = pytest.mark.parametrize("fmt", STORAGES, ids=lambda f: f.name)
+
+
+@pytest.fixture(autouse=True, scope="module", params=["loops", "operations"])
+def _each_implementation(request):
+    """Every test sees the CPU's loops, and the operations other devices take."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "operations":
+            patch.setattr(updates, "by_loops", updates.by_operations)
+        yield
 
 
 def shares(before, intended, fmt, applied=None):

@@ -22,18 +22,12 @@ def second_moment_figures(v: Tensor, gradient: Tensor, eps: Tensor, correction: 
         correction: What the optimizer divides v by before it takes the root (1 - beta2^t), FP64
             [k]; 1 where it does not.
     """
-    kept, gradient = v.double(), gradient.double()
-    corrected = kept / correction[:, None]
-    squared = gradient.square()
-    has_gradient = squared.isfinite() & (gradient != 0)
-    touched = has_gradient | (kept != 0)
-    return torch.stack(
-        [
-            touched.sum(dim=1, dtype=torch.float64),
-            (touched & (corrected.sqrt() < eps[:, None])).sum(dim=1, dtype=torch.float64),
-            has_gradient.sum(dim=1, dtype=torch.float64),
-            (has_gradient & (kept == 0)).sum(dim=1, dtype=torch.float64),
-            (squared / corrected.maximum(eps[:, None].square())).mean(dim=1),
-        ],
-        dim=1,
-    )
+    has_gradient = gradient.isfinite() & (gradient != 0)
+    vanished = v == 0
+    touched = has_gradient | ~vanished
+    corrected = v.double() / correction[:, None]
+    eps_squared = eps[:, None].square()
+    ratio = gradient.double().square_().div_(corrected.maximum(eps_squared))
+    counted = [touched, touched & (corrected < eps_squared), has_gradient, has_gradient & vanished]
+    counts = [mask.sum(dim=1, dtype=torch.float64) for mask in counted]
+    return torch.stack([*counts, ratio.mean(dim=1)], dim=1)

@@ -10,7 +10,7 @@ from numwatch.stats.moments import second_moment_figures
 from numwatch.taps.parameters import Parameters, Updated
 from numwatch.taps.states import StateKind, bias_correction, kind_of, tensors_of
 
-_CHUNK = 2**18
+_CHUNK = 2**16
 """Elements looked at at once, in FP64."""
 
 

@@ -32,6 +32,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import numwatch
+from numwatch.taps.sampling import SAMPLES
 from numwatch.watch import Schedule
 
 CONTEXT = 128
@@ -85,7 +86,9 @@ class Variant:
     weighted: Schedule = EVERY_STEP
 
 
-def numwatch_variant(measured: Schedule, weighted: Schedule) -> Variant:
+def numwatch_variant(
+    measured: Schedule, weighted: Schedule, update_samples: int | None = SAMPLES
+) -> Variant:
     """Returns numwatch at a cadence, its record written to a temporary directory."""
 
     @contextmanager
@@ -99,6 +102,7 @@ def numwatch_variant(measured: Schedule, weighted: Schedule) -> Variant:
                 dir=directory,
                 every_n_steps=measured.every_n_steps,
                 amax_every_n_steps=measured.amax_every_n_steps,
+                update_samples=update_samples,
                 summary=False,
                 strict=True,
             ) as watch,
@@ -172,6 +176,7 @@ def wandb_watch(trainee: Trainee) -> Iterator[Callable[[Tensor], None]]:
 VARIANTS = {
     "numwatch, default": numwatch_variant(Schedule(8, 4), Schedule()),
     "numwatch, every step": numwatch_variant(EVERY_STEP, EVERY_STEP),
+    "numwatch, every step, tensors alone": numwatch_variant(EVERY_STEP, EVERY_STEP, 0),
 }
 PEERS = {
     "hook with two .item()": Variant(two_items),

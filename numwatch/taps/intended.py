@@ -4,6 +4,7 @@ The same class runs one step on FP32 copies of the sampled elements, with the st
 the step. It is a new object that knows nothing of the user's parameters, so it can't harm them.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ _ELEMENT_WISE = frozenset(
     }
 )
 """Optimizers that update each element from that element's own gradient and state alone."""
+
+
+_NO_SETTINGS = ("params", "param_names")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +118,14 @@ def copied_state(
     return copied
 
 
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.is_leaf  # a learning rate
+    return isinstance(value, (int, float, str, type(None)))
+
+
 def _cuda_devices(tensors: Sequence[Tensor]) -> list[torch.device]:
     return list({tensor.device for tensor in tensors if tensor.is_cuda})
 
@@ -123,14 +135,19 @@ def _twin(
     weights: Sequence[nn.Parameter],
     groups: Sequence[Mapping[str, Any]],
 ) -> torch.optim.Optimizer | None:
-    merged: dict[int, dict[str, Any]] = {}
+    members: dict[int, list[nn.Parameter]] = {}
+    settings: dict[int, dict[str, Any]] = {}
     for weight, group in zip(weights, groups, strict=True):
-        merged.setdefault(id(group), {**group, "params": []})["params"].append(weight)
-    for group in merged.values():
-        group.pop("param_names", None)
+        members.setdefault(id(group), []).append(weight)
+        settings[id(group)] = {k: v for k, v in group.items() if k not in _NO_SETTINGS}
     accepted = inspect.signature(type(optimizer)).parameters
     arguments = {key: value for key, value in optimizer.defaults.items() if key in accepted}
+    if not all(
+        _is_plain(value) for one in (*settings.values(), arguments) for value in one.values()
+    ):
+        return None  # an inner optimizer, say, would step the user's own parameters
+    twins = [{**copy.deepcopy(settings[key]), "params": of} for key, of in members.items()]
     try:
-        return type(optimizer)(list(merged.values()), **arguments)
+        return type(optimizer)(twins, **copy.deepcopy(arguments))
     except Exception:  # noqa: BLE001  # a class of the user's may want arguments of its own
         return None

@@ -142,6 +142,36 @@ def test_an_optimizer_that_can_not_be_run_apart_gives_none():
         assert intended_updates(optimizer, before, [torch.ones(2)], optimizer.param_groups) is None
 
 
+class Wrapper(torch.optim.Optimizer):
+    """Steps an optimizer that it was given, and keeps it among its defaults."""
+
+    def __init__(self, params, inner):
+        super().__init__(params, {"inner": inner})
+
+    def step(self, closure=None):
+        return self.defaults["inner"].step(closure)
+
+
+def test_an_inner_optimizer_does_not_step_the_user_s_parameters():
+    p = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    optimizer = Wrapper([p], torch.optim.SGD([p], lr=1.0))
+    p.grad = torch.ones_like(p)
+    before = [Before(flat(p).clone(), {})]
+    assert intended_updates(optimizer, before, [torch.ones(2)], optimizer.param_groups) is None
+    assert torch.equal(p, torch.ones(2, dtype=torch.bfloat16))
+
+
+def test_a_learning_rate_that_is_a_tensor_is_the_twin_s_own():
+    p = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    rate = torch.tensor(0.5)
+    optimizer = torch.optim.SGD([p], lr=rate)
+    (found,) = intended_updates(
+        optimizer, [Before(flat(p).clone(), {})], [torch.ones(2)], optimizer.param_groups
+    )
+    assert found.tolist() == [-0.5, -0.5]
+    assert optimizer.param_groups[0]["lr"] is rate
+
+
 def test_state_of_another_shape_is_left_out():
     p = nn.Parameter(torch.ones(4, 4))
     assert copied_state({"step": torch.tensor(3.0), "row_var": torch.ones(4, 1)}, p, flat) == {}

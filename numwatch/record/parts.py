@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from numwatch.record.schema import TABLES
+from numwatch.record.schema import ADDED_LATER, TABLES
 
 _NAME = re.compile(r"attempt-(\d{3,})-part-(\d{5,})\.parquet")
 # Repeated for many rows on end. Histograms and sums hardly repeat; a dictionary enlarges them.
@@ -79,7 +79,7 @@ def part_files(directory: Path, name: str) -> list[tuple[Path, int, int]]:
 def open_part(path: Path, name: str, attempt: int, number: int) -> Part:
     """Returns what a part's footer says; reads no rows.
 
-    A column that may be null may be missing too: an older numwatch did not know it.
+    A column that was added later may be missing: an older numwatch did not know it.
 
     Raises:
         DAMAGED: The file is not whole, or not a part of this table.
@@ -88,8 +88,9 @@ def open_part(path: Path, name: str, attempt: int, number: int) -> Part:
         schema, found = TABLES[name], file.schema_arrow
         for field in schema:
             missing = field.name not in found.names
-            fits = field.nullable if missing else found.field(field.name).type == field.type
-            if not fits:
+            if missing and field.name in ADDED_LATER.get(name, ()):
+                continue
+            if missing or found.field(field.name).type != field.type:
                 raise ValueError(f"column {field.name} is missing or not {field.type}")
         column = found.names.index("step")
         ranges = [

@@ -123,3 +123,6 @@ TABLES = {
     "shadows": SHADOWS,
 }
 """Name of a table, which is its folder's too, to its columns."""
+
+ADDED_LATER = {"steps": ("skipped_optimizers", "loss_scales", "nonfinite_parameters")}
+"""Columns that parts of an older numwatch lack; they read as nulls there."""

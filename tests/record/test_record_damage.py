@@ -11,6 +11,7 @@ from record_builders import record, snapshot, write_steps
 from numwatch import open_run
 from numwatch.errors import NumwatchError
 from numwatch.record import STEPS, RecordError
+from numwatch.record.schema import ADDED_LATER
 from numwatch.snapshot import SlotInfo
 
 
@@ -79,7 +80,7 @@ def rewritten(part, change):
 
 
 @pytest.mark.parametrize(
-    "missing", [["nonfinite_parameters"], ["loss_scales", "skipped_optimizers", "grad_norm"]]
+    "missing", [["nonfinite_parameters"], ["loss_scales", "skipped_optimizers"]]
 )
 def test_a_part_of_an_older_numwatch_has_null_where_it_knew_no_column(tmp_path, missing):
     write_steps(tmp_path, range(4), each_its_part=True)
@@ -95,13 +96,24 @@ def test_a_part_of_an_older_numwatch_has_null_where_it_knew_no_column(tmp_path, 
 
 
 @pytest.mark.parametrize("field", list(STEPS), ids=lambda field: field.name)
-def test_a_column_may_be_missing_where_it_may_be_null(tmp_path, field):
+def test_a_column_may_be_missing_where_it_was_added_later(tmp_path, field):
     write_steps(tmp_path, range(2))
     part = tmp_path / "steps" / "attempt-000-part-00000.parquet"
     rewritten(part, lambda old: old.drop_columns([field.name]))
     run = open_run(tmp_path)
     rows = run.steps().num_rows
-    assert (rows, len(run.problems)) == ((2, 0) if field.nullable else (0, 1))
+    assert (rows, len(run.problems)) == ((2, 0) if field.name in ADDED_LATER["steps"] else (0, 1))
+
+
+def test_rows_without_a_column_of_their_histogram_are_damage(tmp_path):
+    """As nulls they would be read as counts."""
+    with record(tmp_path) as recorder:
+        recorder.write(snapshot(0))
+    (part,) = (tmp_path / "tensors").glob("*.parquet")
+    rewritten(part, lambda old: old.drop_columns(["pow2s"]))
+    run = open_run(tmp_path)
+    assert run.tensors().num_rows == 0
+    assert len(run.problems) == 1
 
 
 def test_a_column_of_another_type_is_damage_even_where_it_may_be_null(tmp_path):

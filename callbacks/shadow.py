@@ -1,5 +1,6 @@
 """A Trainer's step run once more on a copy of its module, and what the copy finds for a Trainer."""
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -110,9 +111,12 @@ class _Void:
 
 def _trainer_stand_in(trainer: Any) -> Any:
     loggers = [_Logger(logger) for logger in trainer.loggers]
-    still = {"step": _nothing, "zero_grad": _nothing}
     strategy = trainer.strategy
-    wrapped = [_StandIn(each, **still) for each in strategy._lightning_optimizers]  # noqa: SLF001
+    optimizers = [_optimizer_stand_in(optimizer) for optimizer in trainer.optimizers]
+    wrapped = [
+        _optimizer_stand_in(each, optimizer=_optimizer_stand_in(each.optimizer))
+        for each in strategy._lightning_optimizers  # noqa: SLF001
+    ]
     schedulers = [
         _StandIn(config, scheduler=_StandIn(config.scheduler, step=_nothing))
         for config in trainer.lr_scheduler_configs
@@ -121,12 +125,21 @@ def _trainer_stand_in(trainer: Any) -> Any:
         trainer,
         logger=loggers[0] if loggers else None,
         loggers=loggers,
-        optimizers=[_StandIn(optimizer, **still) for optimizer in trainer.optimizers],
+        optimizers=optimizers,
         strategy=_StandIn(strategy, _lightning_optimizers=wrapped),
         lr_scheduler_configs=schedulers,
         progress_bar_callback=None,
         save_checkpoint=_nothing,
     )
+
+
+def _optimizer_stand_in(real: Any, **instead: object) -> _StandIn:
+    """An optimizer that never steps, whose learning rates may be set without effect."""
+    groups = [
+        {k: v if k == "params" else copy.deepcopy(v) for k, v in group.items()}
+        for group in real.param_groups
+    ]
+    return _StandIn(real, step=_nothing, zero_grad=_nothing, param_groups=groups, **instead)
 
 
 def _nothing(*_args: object, **_kwargs: object) -> None:

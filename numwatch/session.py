@@ -128,8 +128,10 @@ class Session:
 
     @property
     def watching(self) -> bool:
-        """Whether the watching goes on."""
-        return not self._gate.broken and self._watch is not None
+        """Whether the watching goes on; where it has ended by an error, nothing is left behind."""
+        if self._gate.broken and self._watch is not None:
+            self._release()
+        return self._watch is not None
 
     @property
     def step(self) -> int | None:

@@ -8,7 +8,9 @@ from numwatch.snapshot import GRADIENT_ROLES, SlotInfo
 
 
 def gradient_groups(totals: Totals, slots: Mapping[str, SlotInfo]) -> list[GradientGroup]:
-    """Returns the full rows of gradient slots, merged by slot and by the loss scale in force.
+    """Returns the rows of gradient slots, merged by slot and by the loss scale in force.
+
+    Of amax-only rows there is a group of its own, which tells what overflows and nothing else.
 
     Args:
         totals: See `read_totals`.
@@ -16,7 +18,8 @@ def gradient_groups(totals: Totals, slots: Mapping[str, SlotInfo]) -> list[Gradi
     """
     return [
         GradientGroup(slot, loss_scale, stats, in_fp16(slots.get(slot)))
-        for (slot, loss_scale), stats in totals.by_loss_scale(GRADIENT_ROLES).items()
+        for found in (totals.by_loss_scale(GRADIENT_ROLES), totals.extremes(GRADIENT_ROLES))
+        for (slot, loss_scale), stats in found.items()
     ]
 
 

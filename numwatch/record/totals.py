@@ -1,5 +1,6 @@
 """What each slot showed over many steps: rows merged slot by slot, without unpacking any."""
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -138,6 +139,29 @@ class Totals:
             for (slot, loss_scale), line in self._lines.items()
             if self._rows[line, 0] and slot.rpartition(":")[2] in roles
         }
+
+    def extremes(self, roles: Collection[str]) -> dict[tuple[str, float], TensorStats]:
+        """Returns amax and infinities of the same slots where there are amax-only rows too."""
+        found = {}
+        for (slot, loss_scale), line in self._lines.items():
+            if self._rows[line, 1] and slot.rpartition(":")[2] in roles:
+                _, posinfs, neginfs = self._nonfinites[line].tolist()
+                amax = float(self._peaks[line, 0])
+                found[slot, loss_scale] = TensorStats(
+                    numel=posinfs + neginfs,
+                    zeros=0,
+                    nans=0,
+                    posinfs=posinfs,
+                    neginfs=neginfs,
+                    pow2s=0,
+                    amax=amax,
+                    amin=math.inf,
+                    sum=0.0,
+                    sumsq=0.0,
+                    binade_first=0,
+                    binades=(),
+                )
+        return found
 
     def _slot(self, slot: str, lines: list[int]) -> SlotTotals:
         amax, unscaled, loss_scale, cast_peak = self._peaks[lines].max(axis=0).tolist()

@@ -17,6 +17,7 @@ class ScaleWindow:
         below: Steps whose loss scale was below it.
         inside: Steps inside.
         above: Steps above.
+        applies: Whether gradients are in FP16 at all; else it is what FP16 would need.
         steps: Steps at each of the window's lines, from 2^exponent up to the next one.
     """
 
@@ -24,6 +25,7 @@ class ScaleWindow:
     below: int
     inside: int
     above: int
+    applies: bool
     steps: tuple[int, ...]
 
     def line(self, exponent: int | None) -> ScaleLine | None:
@@ -38,6 +40,9 @@ def scale_window(groups: Iterable[GradientGroup], scales: Iterable[float]) -> Sc
         groups: What was seen of the gradients.
         scales: The loss scale of each step.
     """
+    groups = list(groups)
+    if not any(group.stats.binades or group.stats.zeros for group in groups):
+        return None
     window = loss_scale_window(groups, "fp16")
     if not window.lines:
         return None
@@ -46,5 +51,6 @@ def scale_window(groups: Iterable[GradientGroup], scales: Iterable[float]) -> Sc
     return ScaleWindow(
         window,
         *inside(window, scales),
+        applies=any(group.rounded for group in groups),
         steps=tuple(counts[line.exponent] for line in window.lines),
     )

@@ -65,7 +65,7 @@ def _empty(found: ScaleWindow) -> Text:
         return Text(f"no scale fits {name} gradients{which}", style="bold yellow")
     at_high = found.line(window.high)
     if window.low is None and at_high is not None and at_high.flushed.value <= window.negligible:
-        return Text(f"all gradients were zero: no loss scale to tell for {name}")
+        return Text(f"no finite gradient but zeros was seen: no loss scale to tell for {name}")
     text = f"no scale fits {name}"
     if at_high is not None:
         text += f": {bounded_text(at_high.flushed)} flushed at 2^{window.high}"

@@ -137,7 +137,7 @@ def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary
         loss=_loss(steps),
         loss_scale=loss_scale_of(steps),
         skips=skips_of(run, steps),
-        collapse=collapse_of(events),
+        collapse=collapse_of(events, steps),
         window=scale_window(
             gradient_groups(totals, run.slots), steps["loss_scale_before"].to_pylist()
         ),

@@ -40,8 +40,8 @@ def summary_lines(summary: Summary, width: int) -> list[Text]:
     lines = [title_line(summary)]
     if summary.loss_scale is not None:
         lines.append(loss_scale_line(summary.loss_scale))
-        if summary.window is not None:
-            lines.append(window_line(summary.window))
+    if summary.window is not None and summary.window.applies:
+        lines.append(window_line(summary.window))
     if summary.loss_scale is not None or summary.skips.count:
         lines.append(skips_line(summary.skips, summary.steps))
     if summary.collapse is not None:

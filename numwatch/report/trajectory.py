@@ -88,14 +88,24 @@ def skips_of(run: Run, steps: pa.Table) -> Skips:
     )
 
 
-def collapse_of(events: Iterable[Mapping[str, Any]]) -> Collapse | None:
-    """Returns the last collapse of the loss scale that a run announced."""
+def collapse_of(events: Iterable[Mapping[str, Any]], steps: pa.Table) -> Collapse | None:
+    """Returns the last collapse of the loss scale; None without one, or where it recovered.
+
+    Args:
+        events: Of the run.
+        steps: Rows of `steps`; a step taken after the collapse tells of the recovery.
+    """
     found = [event for event in events if event["kind"] == "collapse"]
     if not found:
         return None
+    later = steps.filter(pc.field("step") > found[-1]["step"])
+    scales = later["loss_scale_after"].to_pylist()
+    ended = bool(scales) and scales[-1] == 0
+    if not ended and not pc.all(later["skipped"], min_count=0).as_py():
+        return None
     return Collapse(
         step=found[-1]["step"],
-        scale=float(found[-1].get("scale", math.nan)),
+        scale=0.0 if ended else float(found[-1].get("scale", math.nan)),
         skipped_in_a_row=int(found[-1].get("skipped_in_a_row", 0)),
         zero_at_step=found[-1].get("zero_at_step"),
     )
@@ -112,22 +122,29 @@ def _nonfinite(run: Run, step: int) -> tuple[tuple[str, int], ...] | None:
 
 
 def _time_of(info: SlotInfo | None) -> tuple[int, int]:
-    """Sort key of when in a step a slot is computed.
-
-    Backward follows forward, reversed, and what the optimizer does comes last.
-    """
+    """Sort key of when in a step a slot is first seen; what the optimizer does comes last."""
     if info is not None and info.role not in ROLES:
         return (2, 0)
-    if info is None or info.order is None:
-        return (1, 1)
-    return (1, -info.order) if info.scaled else (0, info.order)
+    return (1, 0) if info is None or info.order is None else (0, info.order)
 
 
 def _by_backward(parameters: Sequence[str], slots: Mapping[str, SlotInfo]) -> tuple[str, ...]:
-    """Parameters of the module called last first; of modules that are not watched last."""
-    called = {
-        info.module: info.order
-        for info in slots.values()
-        if info.order is not None and info.role in ROLES
-    }
-    return tuple(sorted(parameters, key=lambda name: -called.get(name.rpartition(".")[0], -1)))
+    """Parameters in the order in which backward comes to their modules.
+
+    Known from the modules' gradients where they are watched, else from their outputs, of which the
+    last comes first; of modules that are not watched last.
+    """
+    gradients: dict[str, int] = {}
+    outputs: dict[str, int] = {}
+    for info in slots.values():
+        if info.order is not None and info.role in ROLES:
+            times = gradients if info.scaled else outputs
+            times[info.module] = min(info.order, times.get(info.module, info.order))
+
+    def time(name: str) -> tuple[int, int]:
+        module = name.rpartition(".")[0]
+        if module in gradients:
+            return (0, gradients[module])
+        return (1, -outputs[module]) if module in outputs else (2, 0)
+
+    return tuple(sorted(parameters, key=time))

@@ -30,9 +30,9 @@ def collapse_line(collapse: Collapse) -> Text:
         f"the loss scale down to {scale}"
     )
     if collapse.scale == 0:
-        text += ": all gradients are 0 or NaN from here on"
+        text += " since: all gradients are 0 or NaN from there on"
     elif collapse.zero_at_step is not None:
-        text += f": it reaches 0 at step {collapse.zero_at_step}, which ends the run"
+        text += f": it reaches 0 at step {collapse.zero_at_step} if every step is skipped"
     return labelled("collapse", Text(text, style="bold red"), "bold red")
 
 

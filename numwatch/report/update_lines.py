@@ -44,7 +44,7 @@ def updates_table(updates: Updates) -> list[Text]:
     worst = sorted(by_parameter.items(), key=lambda item: _badness(item[1].values()), reverse=True)
     head = ["parameter", "updates", "ratio"]
     for storage in storages:
-        head += [f"{storage} lost", "EDQ"]
+        head += [f"{storage} swallowed", "EDQ"]
     rows = [[Text(name), *_cells(own, storages)] for name, own in worst]
     return [
         *column_lines(head, rows, "lrr" + "rr" * len(storages)),
@@ -105,7 +105,7 @@ def _cells(own: dict[str, ParameterUpdates], storages: Sequence[str]) -> list[Te
 def _notes(updates: Updates) -> list[str]:
     notes = [
         "updates: non-zero ones measured; ratio: norm of the update over that of the weights",
-        "lost: updates that weights stored so would swallow; EDQ: 1 where updates arrive whole",
+        "swallowed: updates that weights stored so would lose; EDQ: normalised, 1 is whole",
     ]
     if any(line.lost for line in updates.parameters):
         notes.append("! the weights are stored so: these updates are gone")

@@ -101,7 +101,7 @@ def _scalars(
         found_inf=any(flags) if known else ended.scaled and bool(skipped),
         skipped=bool(skipped),
         skipped_optimizers=skipped,
-        loss_scales=tuple(scales[:-1]) if sum(ended.announced) > 1 else (),
+        loss_scales=tuple(scales[:-1]) if ended.scaled and sum(ended.announced) > 1 else (),
         nonfinite_parameters=(
             tuple(dict.fromkeys(blamed)) if any(i in culprits for i in skipped) else None
         ),
@@ -127,7 +127,9 @@ def _skipped(
     # A fused optimizer's hooks fire on skipped steps too; then the flag alone tells.
     flagged = bool(line[found_inf_column(i)])
     if any(ended.announced):
-        return flagged or ended.stepped[i] < ended.announced[i]
+        # Without a scaler nobody skips, but LBFGS has its closure called several times a step.
+        expected = ended.announced[i] if ended.scaled else min(ended.announced[i], 1)
+        return flagged or ended.stepped[i] < expected
     if ended.stepped[i]:
         return flagged
     # Nobody told whose turn it was: of several that did not step, those with a reason for it.
@@ -135,10 +137,13 @@ def _skipped(
 
 
 def _with_rows(snapshot: Snapshot, seen: Seen, loss_scales: Sequence[float]) -> Snapshot:
+    # A fused optimizer that was told to leave the weights alone has made no update.
+    skipped = snapshot.scalars.skipped_optimizers
+    taken = [sent for sent in seen.updates if not (sent.may_skip and sent.optimizer in skipped)]
     return replace(
         snapshot,
-        rows=join_rows([seen.rows.rows(loss_scales), *(sent.rows() for sent in seen.updates)]),
-        updates=tuple(update for sent in seen.updates for update in sent.updates()),
-        states=tuple(state for sent in seen.updates for state in sent.states()),
+        rows=join_rows([seen.rows.rows(loss_scales), *(sent.rows() for sent in taken)]),
+        updates=tuple(update for sent in taken for update in sent.updates()),
+        states=tuple(state for sent in taken for state in sent.states()),
         shadows=seen.comparison.shadows(seen.rows.names),
     )

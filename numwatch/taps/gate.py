@@ -27,7 +27,7 @@ class Gate:
         mode: What the step under way records; the only thing a hook reads on other steps.
         broken: Whether an internal error has ended the watching.
         strict: Whether such an error is raised instead.
-        on_break: Called once when the watching ends by an error.
+        on_break: Called when the watching ends by an error, but not while `hooks_stay`.
         model: The watched model, while its hooks are in place.
         step_handles: Hooks that end with the step, because their tensor outlives it.
     """
@@ -41,6 +41,7 @@ class Gate:
         self.on_break: Callable[[], None] | None = None
         self._spent_ns = 0
         self._depth = 0
+        self._held = False
 
     @property
     def open(self) -> bool:
@@ -67,6 +68,15 @@ class Gate:
             if self._depth == 0:
                 self._spent_ns += time.perf_counter_ns() - start
 
+    @contextmanager
+    def hooks_stay(self) -> Iterator[None]:
+        """Puts `on_break` off: torch goes through an optimizer's hooks while they are called."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
     def take_seconds(self) -> float:
         """Returns the host seconds charged since the last call."""
         spent, self._spent_ns = self._spent_ns, 0
@@ -77,7 +87,7 @@ class Gate:
         if self.broken:
             return
         self.broken = True
-        if self.on_break is not None:
+        if self.on_break is not None and not self._held:
             self.on_break()  # before the warning, which `-W error` raises
         text = f"{type(error).__name__}: {error}"
         warnings.warn(

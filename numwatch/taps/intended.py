@@ -35,6 +35,9 @@ _ELEMENT_WISE = frozenset(
 """Optimizers that update each element from that element's own gradient and state alone."""
 
 
+_LIBRARIES = frozenset({"lion_pytorch", "timm"})
+"""Where the element-wise optimizers come from that torch has not."""
+
 _NO_SETTINGS = ("params", "param_names")
 
 
@@ -59,7 +62,16 @@ class Before:
 def is_element_wise(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a sample of a parameter is updated as it would be within the whole."""
     step = inspect.unwrap(type(optimizer).step)
-    return step.__qualname__.partition(".")[0] in _ELEMENT_WISE
+    return is_known(optimizer) and step.__qualname__.partition(".")[0] in _ELEMENT_WISE
+
+
+def is_known(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step is a library's, known to touch its parameters and their state alone.
+
+    Code of the user's own may draw random numbers, count in its class or reach for the weights.
+    """
+    module = inspect.unwrap(type(optimizer).step).__module__
+    return module.startswith("torch.optim.") or module.partition(".")[0] in _LIBRARIES
 
 
 def intended_updates(
@@ -76,6 +88,8 @@ def intended_updates(
         gradients: The samples' gradients [n] as the optimizer was given them, unscaled.
         groups: Each parameter's group, whose hyperparameters hold for this step.
     """
+    if not is_known(optimizer):
+        return None
     weights = [nn.Parameter(one.weight.float()) for one in before]
     old = [weight.detach().clone() for weight in weights]
     for weight, gradient in zip(weights, gradients, strict=True):
@@ -89,7 +103,7 @@ def intended_updates(
     try:
         # Stochastic rounding, for one, draws random numbers: these are not the run's.
         with torch.random.fork_rng(_cuda_devices(weights)):
-            twin.step()
+            _unhooked(type(optimizer).step)(twin)
     except Exception:  # noqa: BLE001  # a class of the user's, written for whole parameters
         return None
     return [weight.detach() - was for weight, was in zip(weights, old, strict=True)]
@@ -106,9 +120,8 @@ def copied_state(
     copied: dict[str, Any] = {}
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            if not isinstance(value, (int, float, bool, type(None))):
-                return {}
-            copied[key] = value
+            if isinstance(value, (int, float, bool, type(None))):
+                copied[key] = value  # others are no state of the optimizer's own
         elif value.numel() <= 1 and value.shape != parameter.shape:
             copied[key] = value.detach().clone()
         elif value.shape == parameter.shape:
@@ -116,6 +129,11 @@ def copied_state(
         else:
             return {}
     return copied
+
+
+def _unhooked(step: Any) -> Any:
+    """Returns an optimizer's step without the global hooks that torch calls around it."""
+    return step.__wrapped__ if getattr(step, "hooked", False) else step
 
 
 def _is_plain(value: object) -> bool:

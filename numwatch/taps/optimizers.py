@@ -24,6 +24,7 @@ class OptimizerTaps:
     does call a fused one, handing it `found_inf`; that flag goes to the tape.
 
     Attributes:
+        gate: The switch of all hooks.
         announced: How often each optimizer's turn came since `reset`, where somebody tells.
         stepped: How often each was called.
     """
@@ -37,7 +38,7 @@ class OptimizerTaps:
         updates: UpdateTaps | None,
     ) -> None:
         self._optimizers = list(optimizers)
-        self._gate, self._tape, self._updates = gate, tape, updates
+        self.gate, self._tape, self._updates = gate, tape, updates
         self._culprits = culprits
         self._normed: set[int] = set()
         self.announced = [0] * len(self._optimizers)
@@ -104,12 +105,12 @@ class OptimizerTaps:
         flag = getattr(optimizer, "found_inf", None)
         position = self.position(optimizer)
         if position is not None and isinstance(flag, Tensor):
-            with self._gate.watching():
+            with self.gate.watching():
                 self._tape.add(found_inf_column(position), flag)
                 scale = getattr(optimizer, "grad_scale", None)
                 self._see_gradients(optimizer, 1.0 if scale is None else scale)
-        if self._updates is not None and self._gate.mode is Mode.FULL:
-            with self._gate.watching():
+        if self._updates is not None and self.gate.mode is Mode.FULL:
+            with self.gate.watching():
                 self._updates.before_step(optimizer)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -117,11 +118,11 @@ class OptimizerTaps:
         position = self.position(optimizer)
         if position is not None:
             self.stepped[position] += 1
-        with self._gate.watching():
+        with self.gate.watching():
             self._see_gradients(optimizer)
-        if self._updates is not None and self._gate.mode is Mode.FULL:
-            with self._gate.watching():
-                self._updates.after_step(optimizer)
+        if position is not None and self._updates is not None and self.gate.mode is Mode.FULL:
+            with self.gate.watching():
+                self._updates.after_step(optimizer, position)
 
     def position(self, optimizer: torch.optim.Optimizer) -> int | None:
         """Returns which of the optimizers this is."""
@@ -145,7 +146,7 @@ class OptimizerTaps:
             optimizer: The optimizer.
             scale: What its gradients are still multiplied by.
         """
-        if not self._gate.mode or id(optimizer) in self._normed:
+        if not self.gate.mode or id(optimizer) in self._normed:
             return
         self._normed.add(id(optimizer))
         norm = gradient_norm(optimizer)
@@ -158,7 +159,8 @@ class _BeforeStep(Hook):
         self._taps = taps
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._taps.before_step(optimizer)
+        with self._taps.gate.hooks_stay():
+            self._taps.before_step(optimizer)
 
 
 class _AfterStep(Hook):
@@ -166,7 +168,8 @@ class _AfterStep(Hook):
         self._taps = taps
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._taps.after_step(optimizer)
+        with self._taps.gate.hooks_stay():
+            self._taps.after_step(optimizer)
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:

@@ -1,5 +1,6 @@
 """The parameters an optimizer updates, by the names the model has for them."""
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,8 @@ class Parameters:
         exclude: Sequence[str] | None = None,
     ) -> None:
         self._model, self._globs = model, (include, exclude)
-        self._names: dict[int, str] = {}
+        self._names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._foreign: list[weakref.ref[Tensor]] = []
         self._wanted: dict[str, bool] = {}
         count = sum(1 for _ in model.parameters())
         share = max(MAX_SAMPLES // max(count, 1), _LEAST_SAMPLES)
@@ -49,19 +51,19 @@ class Parameters:
 
     def named(self, optimizer: torch.optim.Optimizer) -> Iterator[Updated]:
         """Yields every parameter of an optimizer that has a dense gradient."""
-        for g, group in enumerate(optimizer.param_groups):
-            for i, parameter in enumerate(group["params"]):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
                 if _is_dense(parameter) and has_dense_gradient(parameter):
-                    name = self._name_of(parameter, f"group{g}.{i}")
+                    name = self._name_of(parameter)
                     yield Updated(name, parameter, group)
 
     def measured(self, optimizer: torch.optim.Optimizer) -> Iterator[Updated]:
         """Yields those whose updates the user wants measured, with or without a gradient yet."""
-        for g, group in enumerate(optimizer.param_groups):
-            for i, parameter in enumerate(group["params"]):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
                 if not (parameter.requires_grad and _is_dense(parameter)):
                     continue
-                name = self._name_of(parameter, f"group{g}.{i}")
+                name = self._name_of(parameter)
                 if name not in self._wanted:
                     self._wanted[name] = is_update_wanted(name, *self._globs)
                 if self._wanted[name]:
@@ -71,13 +73,23 @@ class Parameters:
         """Returns the sample [n] of a parameter or of a tensor of its shape."""
         return sampled(tensor, self.limit)
 
-    def _name_of(self, parameter: Tensor, unnamed: str) -> str:
-        if id(parameter) not in self._names:
-            self._names.update(
-                {id(p): clean_path(name) for name, p in self._model.named_parameters()}
-            )
-        # An optimizer may hold what the model does not: a loss's own temperature.
-        return self._names.setdefault(id(parameter), unnamed)
+    def _name_of(self, parameter: Tensor) -> str:
+        ref, name = self._names.get(id(parameter), (None, ""))
+        if ref is None or ref() is not parameter:  # an id is used again
+            self._names = {
+                id(p): (weakref.ref(p), clean_path(name))
+                for name, p in self._model.named_parameters()
+            }
+            _, name = self._names.get(id(parameter), (None, ""))
+        return name or self._foreign_name_of(parameter)
+
+    def _foreign_name_of(self, parameter: Tensor) -> str:
+        """Names what an optimizer holds and the model does not: a loss's own temperature."""
+        for number, ref in enumerate(self._foreign):
+            if ref() is parameter:
+                return f"outside_the_model.{number}"
+        self._foreign.append(weakref.ref(parameter))
+        return f"outside_the_model.{len(self._foreign) - 1}"
 
 
 def has_dense_gradient(parameter: Tensor) -> bool:

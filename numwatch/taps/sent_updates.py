@@ -19,16 +19,21 @@ class SentUpdates:
     """One optimizer's turn: its updates, its state, and the rows of both.
 
     Attributes:
+        optimizer: Position of the optimizer.
+        may_skip: Whether it was called with a flag that may have told it to do nothing.
         parcels: What has to arrive before anything here is read.
     """
 
     def __init__(
         self,
+        optimizer: int,
+        may_skip: bool,
         judged: Sequence[Judged],
         moments: Sequence[JudgedMoments],
         states: Sequence[StateSample],
         rows: SentRows,
     ) -> None:
+        self.optimizer, self.may_skip = optimizer, may_skip
         self._figures = Parcel([*(j.figures for j in judged), *(m.figures for m in moments)])
         self._rows = rows
         self.parcels = (self._figures, rows.parcel)

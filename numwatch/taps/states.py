@@ -40,17 +40,20 @@ def kind_of(key: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> Sta
     eps = _number(group.get("eps"))
     first, second = _betas(group)
     has_second = bool({"exp_avg_sq", "exp_inf"} & state.keys())
+    # Divided by is the larger moment under amsgrad, and a variance by centered RMSprop.
+    is_amsgrad, is_centered = "max_exp_avg_sq" in state, "grad_avg" in state
     is_rmsprop = "alpha" in group
     kinds = {
         # Adam, AdamW, NAdam, RAdam, LAMB.
-        "exp_avg_sq": StateKind(second, eps, second),
+        "exp_avg_sq": StateKind(second) if is_amsgrad else StateKind(second, eps, second),
+        "max_exp_avg_sq": StateKind(None, eps, second),
         # Lion has no second moment, and its momentum decays by the second beta.
         "exp_avg": StateKind(first if has_second else second),
         # Adamax: a maximum, not a mean of squares.
         "exp_inf": StateKind(second),
         # Of RMSprop, and of Adadelta, which adds eps below the root.
         "square_avg": (
-            StateKind(_number(group["alpha"]), eps)
+            StateKind(_number(group["alpha"]), None if is_centered else eps)
             if is_rmsprop
             else StateKind(_number(group.get("rho")))
         ),

@@ -53,8 +53,13 @@ class UpdateTaps:
                 for updated in self._parameters.measured(optimizer)
             ]
 
-    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Measures what has become of them, all on the device."""
+    def after_step(self, optimizer: torch.optim.Optimizer, position: int) -> None:
+        """Measures what has become of them, all on the device.
+
+        Args:
+            optimizer: The optimizer.
+            position: Which of all it is.
+        """
         remembered = self._before.pop(id(optimizer), [])
         self._done.add(id(optimizer))
         stepped = [pair for pair in remembered if has_dense_gradient(pair[0].parameter)]
@@ -68,9 +73,10 @@ class UpdateTaps:
             *((one.slot, one.state) for one in states),
         ]
         infos = [self._learn(slot, sample, owner) for slot, sample in rows]
+        may_skip = isinstance(getattr(optimizer, "found_inf", None), Tensor)
         sent_rows = _sent_rows(infos, [sample for _, sample in rows])
         judged, moments = list(judge(changes)), list(judge_moments(states))
-        self._parts.append(SentUpdates(judged, moments, states, sent_rows))
+        self._parts.append(SentUpdates(position, may_skip, judged, moments, states, sent_rows))
         held = [one for change in changes for one in (change.before, change.intended)]
         held += [change.applied for change in changes if change.applied is not change.intended]
         held += [tensor for _, before in stepped for tensor in before.tensors()]

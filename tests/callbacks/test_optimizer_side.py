@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import numwatch
 from numwatch.callbacks import NumericsMonitor
+from numwatch.report import summarize
 
 
 def trainer_of(tmp_path, *callbacks, scaler=None, **options):
@@ -270,3 +271,72 @@ def test_fp16_adam_is_reported_at_its_first_step_before_the_weights_are_inf(tmp_
     weights = run.tensors(slot="layer:weight").to_pylist()
     assert weights[0]["neginfs"] + weights[0]["posinfs"] + weights[0]["nans"] == 0
     assert weights[1]["neginfs"] + weights[1]["posinfs"] + weights[1]["nans"] > 0
+
+
+def test_lbfgs_calls_its_closure_often_and_skips_nothing(tmp_path):
+    class Closures(Overflowing):
+        factors = (1.0,) * 3
+        optimizer = staticmethod(lambda p: torch.optim.LBFGS(p, lr=1e-2, max_iter=3))
+
+    trainer_of(tmp_path, monitor_of(tmp_path)).fit(Closures())
+    steps = numwatch.open_run(tmp_path).steps()
+    assert steps["skipped"].to_pylist() == [False] * 3
+    assert steps["loss_scales"].to_pylist() in ([None] * 3, [[]] * 3)
+
+
+def test_an_error_in_an_optimizer_hook_ends_the_watching_and_not_the_run(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no")
+
+    monkeypatch.setattr("numwatch.taps.updates.UpdateTaps.after_step", fail)
+
+    class Behind(pl.Callback):
+        def on_train_start(self, trainer, _):
+            self.seen = 0
+            trainer.optimizers[0].register_step_post_hook(self.count)
+
+        def count(self, *_):
+            self.seen += 1
+
+    behind, model = Behind(), Overflowing()
+    with pytest.warns(RuntimeWarning, match="the training goes on"):
+        trainer_of(tmp_path, monitor_of(tmp_path, strict=False), behind).fit(model)
+    assert behind.seen == 6
+    left = list(model.trainer.optimizers[0]._optimizer_step_post_hooks.values())
+    assert left == [behind.count]
+
+
+@pytest.mark.parametrize("every", [1, 1000])
+def test_the_layer_where_the_overflow_began_is_named_first(tmp_path, every):
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(_, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(_, gradient):
+            return gradient * float("inf")
+
+    class Layers(Overflowing):
+        def __init__(self):
+            super().__init__()
+            self.first, self.mid, self.last = (nn.Linear(32, 32, bias=False) for _ in range(3))
+
+        def training_step(self, batch, batch_idx):
+            x = self.mid(self.first(batch))
+            x = Overflow.apply(x) if batch_idx == 1 else x
+            return 1e-3 * self.last(x).float().square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    monitor = monitor_of(tmp_path, every_n_steps=every, amax_every_n_steps=0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer_of(tmp_path, monitor, scaler=scaler, max_steps=2).fit(Layers())
+    skips = summarize(numwatch.open_run(tmp_path)).skips
+    assert skips.last == 1
+    assert skips.parameters == ("mid.weight", "first.weight")
+    if every == 1:
+        assert skips.nonfinite[0][0] == "mid:grad_output"
+    else:
+        assert skips.nonfinite is None

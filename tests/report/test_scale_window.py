@@ -76,7 +76,7 @@ def test_without_a_scaler_the_json_alone_has_it(tmp_path):
             "no scale fits FP16: 50.0 % flushed at 2^5, above it fc:grad_weight overflows",
         ),
         ([2.0**60], "no scale fits FP16 gradients: fc:grad_weight always overflows"),
-        ([0.0], "all gradients were zero: no loss scale to tell for FP16"),
+        ([0.0], "no finite gradient but zeros was seen: no loss scale to tell for FP16"),
     ],
 )
 def test_every_kind_of_window_has_words(tmp_path, values, text):
@@ -103,7 +103,12 @@ def test_groups_are_slots_and_scales_of_gradients(tmp_path):
     ]
     groups = gradient_groups(read_totals(tables), {info.slot: info for info in infos_})
     found = {(group.slot, group.loss_scale): group for group in groups}
-    assert found.keys() == {(f"a:{role}", s) for role in GRADIENT_ROLES for s in (2.0, 4.0)}
+    assert found.keys() == {(f"a:{role}", s) for role in GRADIENT_ROLES for s in (2.0, 4.0, 8.0)}
+    # Of amax-only rows the upper end alone.
+    assert (found["a:grad_input", 8.0].stats.nonzeros, found["a:grad_input", 8.0].stats.amax) == (
+        0,
+        2.0,
+    )
     assert found["a:grad_input", 4.0].stats.numel == 4
     # GEMMs in FP16 rounded their results; grad_output is FP32 still.
     assert {group.slot for group in groups if group.rounded} == {"a:grad_input", "a:grad_weight"}

@@ -71,9 +71,9 @@ def test_skips_name_the_slots_that_were_not_finite(fp16):
 def test_slots_of_a_skip_come_in_the_order_they_are_computed(tmp_path):
     bad = tensor_stats(torch.tensor([math.nan]))
     infos = [
-        slot("first", "grad_output", order=0),
-        slot("last", "grad_output", order=9),
-        slot("last", "output", order=9),
+        slot("first", "grad_output", order=3),
+        slot("last", "grad_output", order=2),
+        slot("last", "output", order=1),
         slot("first", "output", order=0),
     ]
     entries = [(info, bad, None) for info in infos]

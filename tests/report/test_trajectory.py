@@ -30,12 +30,11 @@ def test_a_skip_without_rows_names_the_parameters_as_backward_meets_them(tmp_pat
     step = StepScalars(skipped=True, nonfinite_parameters=named)
     summary = skipped_run(tmp_path, StepScalars(), step)
     assert summary.skips.parameters == (
-        *("head.weight", "fc.bias", "fc.weight", "embed.weight"),
+        *("fc.bias", "fc.weight", "head.weight", "embed.weight"),
         *("loose.weight", "loose"),
     )
     assert skips_line(summary.skips, 2).plain == (
-        "skipped     1 of 2 steps, last 1: gradient of head.weight held nan/inf, "
-        "then 5 more parameters"
+        "skipped     1 of 2 steps, last 1: gradient of fc.bias held nan/inf, then 5 more parameters"
     )
 
 
@@ -76,7 +75,7 @@ def test_rows_without_a_culprit_leave_the_word_to_parameters(tmp_path):
 
 
 def test_the_last_collapse_counts_and_belongs_to_its_epoch(tmp_path):
-    snapshots = [Snapshot(i, StepScalars(epoch=i // 4)) for i in range(8)]
+    snapshots = [Snapshot(i, StepScalars(epoch=i // 4, skipped=True)) for i in range(8)]
     details = {"scale": 64.0, "skipped_in_a_row": 10, "zero_at_step": 161}
     events = [("collapse", 2, details), ("collapse", 3, {**details, "zero_at_step": None})]
     record(tmp_path, snapshots, events=events)
@@ -84,15 +83,30 @@ def test_the_last_collapse_counts_and_belongs_to_its_epoch(tmp_path):
     assert summarize(run).collapse == Collapse(3, 64.0, 10, None)
     assert summarize(run, epoch=0).collapse == Collapse(3, 64.0, 10, None)
     assert summarize(run, epoch=1).collapse is None
-    assert collapse_of([]) is None
+    assert collapse_of([], run.steps()) is None
+
+
+@pytest.mark.parametrize(
+    ("later", "told"),
+    [
+        (StepScalars(skipped=True), Collapse(3, 64.0, 10, 161)),
+        (StepScalars(), None),
+        (StepScalars(loss_scale_after=0.0), Collapse(3, 0.0, 10, 161)),
+    ],
+)
+def test_a_collapse_that_recovered_is_no_news_and_one_at_its_end_says_so(tmp_path, later, told):
+    details = {"scale": 64.0, "skipped_in_a_row": 10, "zero_at_step": 161}
+    snapshots = [Snapshot(3, StepScalars(skipped=True)), Snapshot(4, later)]
+    record(tmp_path, snapshots, events=[("collapse", 3, details)])
+    assert summarize(open_run(tmp_path)).collapse == told
 
 
 @pytest.mark.parametrize(
     ("collapse", "end"),
     [
-        (Collapse(13, 16.0, 12, 166), " to 16: it reaches 0 at step 166, which ends the run"),
+        (Collapse(13, 16.0, 12, 166), " to 16: it reaches 0 at step 166 if every step is skipped"),
         (Collapse(13, 16.0, 12, None), " to 16"),
-        (Collapse(13, 0.0, 12, None), " to 0: all gradients are 0 or NaN from here on"),
+        (Collapse(13, 0.0, 12, None), " to 0 since: all gradients are 0 or NaN from there on"),
     ],
 )
 def test_a_collapse_says_when_it_ends(collapse, end):

@@ -1,8 +1,10 @@
 import copy
+import inspect
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from numwatch.taps.intended import Before, copied_state, intended_updates, is_element_wise
 
@@ -37,6 +39,9 @@ class Lion(torch.optim.Optimizer):
                 m = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
                 p.add_((m * first + p.grad * (1 - first)).sign(), alpha=-group["lr"])
                 m.mul_(second).add_(p.grad, alpha=1 - second)
+
+
+inspect.unwrap(Lion.step).__module__ = "lion_pytorch.lion_pytorch"
 
 
 def flat(tensor):
@@ -126,13 +131,28 @@ class Stubborn(torch.optim.SGD):
         self.secret = secret
 
 
-def test_random_numbers_that_the_twin_draws_are_not_the_run_s():
+def test_code_of_the_user_s_own_is_not_run():
     p = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     optimizer = Noisy([p], lr=1.0)
     assert not is_element_wise(optimizer)
     before = torch.get_rng_state()
-    intended_updates(optimizer, [Before(flat(p), {})], [torch.ones(2)], optimizer.param_groups)
+    groups = optimizer.param_groups
+    assert intended_updates(optimizer, [Before(flat(p), {})], [torch.ones(2)], groups) is None
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_user_s_global_hooks_are_not_called_for_the_twin():
+    p = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    calls = []
+    handle = register_optimizer_step_post_hook(lambda *_: calls.append(1))
+    try:
+        groups = optimizer.param_groups
+        (found,) = intended_updates(optimizer, [Before(flat(p), {})], [torch.ones(2)], groups)
+    finally:
+        handle.remove()
+    assert found.tolist() == [-1.0, -1.0]
+    assert not calls
 
 
 def test_an_optimizer_that_can_not_be_run_apart_gives_none():
@@ -175,7 +195,7 @@ def test_a_learning_rate_that_is_a_tensor_is_the_twin_s_own():
 def test_state_of_another_shape_is_left_out():
     p = nn.Parameter(torch.ones(4, 4))
     assert copied_state({"step": torch.tensor(3.0), "row_var": torch.ones(4, 1)}, p, flat) == {}
-    assert copied_state({"history": [1, 2]}, p, flat) == {}
+    assert copied_state({"m": p.detach(), "note": ["x"]}, p, flat).keys() == {"m"}
     kept = copied_state({"step": torch.tensor(3.0), "on": True, "m": p.detach().half()}, p, flat)
     assert kept["step"] == 3.0
     assert kept["on"] is True

@@ -77,7 +77,7 @@ def test_rms_is_wortsman_s_with_the_corrected_moment(cls):
         (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.75), {"momentum_buffer": (0.75, None)}),
         (
             lambda p: torch.optim.Adam(p, amsgrad=True),
-            {"exp_avg": (0.9, None), "exp_avg_sq": (0.999, 1e-8), "max_exp_avg_sq": (None, None)},
+            {"exp_avg": (0.9, None), "exp_avg_sq": (0.999, None), "max_exp_avg_sq": (None, 1e-8)},
         ),
         (
             torch.optim.Adamax,
@@ -85,6 +85,10 @@ def test_rms_is_wortsman_s_with_the_corrected_moment(cls):
         ),
         (lambda p: torch.optim.RMSprop(p, alpha=0.5), {"square_avg": (0.5, 1e-8)}),
         (torch.optim.Adagrad, {"sum": (None, 1e-10)}),
+        (
+            lambda p: torch.optim.RMSprop(p, alpha=0.5, centered=True),
+            {"square_avg": (0.5, None), "grad_avg": (None, None)},
+        ),
         (
             lambda p: torch.optim.Adadelta(p, rho=0.5),
             {"square_avg": (0.5, None), "acc_delta": (0.5, None)},

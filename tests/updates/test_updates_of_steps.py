@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
-from update_runs import Holder, row_of, update_of, updates_watch, watched_steps
+from update_runs import Holder, row_of, state_of, update_of, updates_watch, watched_steps
+
+from numwatch.taps.parameters import Parameters
 
 SIGMA = 0.02
 
@@ -197,6 +199,45 @@ def test_globs_choose_parameters_by_module_or_name():
     assert slots(include=["0:grad_output"]) == set()
     assert slots(include=["*:update"]) == every
     assert slots(include=None, update_samples=0) == set()
+
+
+def test_a_fused_step_that_was_skipped_is_no_update():
+    holder = Holder(torch.ones(4))
+    optimizer = torch.optim.AdamW(holder.parameters(), fused=True)
+    scaler = torch.amp.GradScaler("cpu")
+    watch = updates_watch(holder, optimizer, scaler)
+    for step, factor in enumerate((float("inf"), 1.0)):
+        watch.begin(step)
+        optimizer.zero_grad()
+        scaler.scale(factor * holder.inner.w.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        watch.end()
+    first, second = watch.collect(everything=True)
+    assert first.scalars.skipped
+    assert (first.updates, first.states) == ((), ())
+    assert len(second.updates) == 4
+    assert state_of(second, "exp_avg_sq").vanished == 0.0
+
+
+def test_names_follow_parameters_that_are_replaced_and_tell_foreign_ones_apart():
+    model = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
+    foreign = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(3))]
+    parameters = Parameters(model)
+
+    def names(*given):
+        for parameter in given:
+            parameter.grad = torch.ones_like(parameter)
+        optimizers = [torch.optim.SGD([parameter]) for parameter in given]
+        return [one.name for optimizer in optimizers for one in parameters.named(optimizer)]
+
+    assert names(*model.parameters()) == ["a.weight", "b.weight"]
+    for _ in range(20):  # ids are used again
+        model["a"].weight = nn.Parameter(torch.zeros(2, 2))
+        model["b"].weight = nn.Parameter(torch.zeros(2, 2))
+        assert names(model["b"].weight, model["a"].weight) == ["b.weight", "a.weight"]
+    assert names(*foreign) == ["outside_the_model.0", "outside_the_model.1"]
+    assert names(*foreign) == ["outside_the_model.0", "outside_the_model.1"]
 
 
 def test_frozen_unused_sparse_and_complex_parameters_are_passed_by():

@@ -35,8 +35,8 @@ _ELEMENT_WISE = frozenset(
 """Optimizers that update each element from that element's own gradient and state alone."""
 
 
-_LIBRARIES = frozenset({"lion_pytorch", "timm"})
-"""Where the element-wise optimizers come from that torch has not."""
+_LIBRARIES = frozenset({"lion_pytorch", "timm", "torch"})
+"""Whose optimizers are known to touch their parameters and their state alone."""
 
 _NO_SETTINGS = ("params", "param_names")
 
@@ -61,17 +61,22 @@ class Before:
 
 def is_element_wise(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a sample of a parameter is updated as it would be within the whole."""
-    step = inspect.unwrap(type(optimizer).step)
-    return is_known(optimizer) and step.__qualname__.partition(".")[0] in _ELEMENT_WISE
+    cls = library_class(optimizer)
+    return cls is not None and cls.__name__ in _ELEMENT_WISE
 
 
-def is_known(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the step is a library's, known to touch its parameters and their state alone.
+def library_class(optimizer: torch.optim.Optimizer) -> type[torch.optim.Optimizer] | None:
+    """Returns the class of a library whose step the optimizer takes; None for one of the user's.
 
-    Code of the user's own may draw random numbers, count in its class or reach for the weights.
+    Code of the user's own, a constructor too, may draw random numbers, count in its class or reach
+    for the weights.
     """
-    module = inspect.unwrap(type(optimizer).step).__module__
-    return module.startswith("torch.optim.") or module.partition(".")[0] in _LIBRARIES
+    step = inspect.unwrap(type(optimizer).step)
+    for cls in type(optimizer).__mro__:
+        library = cls.__module__.partition(".")[0] in _LIBRARIES
+        if library and issubclass(cls, torch.optim.Optimizer):
+            return cls if inspect.unwrap(cls.step) is step else None
+    return None
 
 
 def intended_updates(
@@ -88,23 +93,22 @@ def intended_updates(
         gradients: The samples' gradients [n] as the optimizer was given them, unscaled.
         groups: Each parameter's group, whose hyperparameters hold for this step.
     """
-    if not is_known(optimizer):
+    cls = library_class(optimizer)
+    if cls is None:
         return None
     weights = [nn.Parameter(one.weight.float()) for one in before]
     old = [weight.detach().clone() for weight in weights]
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.grad = gradient.float()
-    twin = _twin(optimizer, weights, groups)
+    twin = _twin(cls, optimizer.defaults, weights, groups)
     if twin is None:
         return None
     for weight, one in zip(weights, before, strict=True):
         if one.state:
             twin.state[weight] = dict(one.state)
     try:
-        # Stochastic rounding, for one, draws random numbers: these are not the run's.
-        with torch.random.fork_rng(_cuda_devices(weights)):
-            _unhooked(type(optimizer).step)(twin)
-    except Exception:  # noqa: BLE001  # a class of the user's, written for whole parameters
+        _unhooked(cls.step)(twin)
+    except Exception:  # noqa: BLE001  # Muon takes whole matrices, LBFGS a closure
         return None
     return [weight.detach() - was for weight, was in zip(weights, old, strict=True)]
 
@@ -144,12 +148,9 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, (int, float, str, type(None)))
 
 
-def _cuda_devices(tensors: Sequence[Tensor]) -> list[torch.device]:
-    return list({tensor.device for tensor in tensors if tensor.is_cuda})
-
-
 def _twin(
-    optimizer: torch.optim.Optimizer,
+    cls: type[torch.optim.Optimizer],
+    defaults: Mapping[str, Any],
     weights: Sequence[nn.Parameter],
     groups: Sequence[Mapping[str, Any]],
 ) -> torch.optim.Optimizer | None:
@@ -158,14 +159,13 @@ def _twin(
     for weight, group in zip(weights, groups, strict=True):
         members.setdefault(id(group), []).append(weight)
         settings[id(group)] = {k: v for k, v in group.items() if k not in _NO_SETTINGS}
-    accepted = inspect.signature(type(optimizer)).parameters
-    arguments = {key: value for key, value in optimizer.defaults.items() if key in accepted}
-    if not all(
-        _is_plain(value) for one in (*settings.values(), arguments) for value in one.values()
-    ):
-        return None  # an inner optimizer, say, would step the user's own parameters
+    accepted = inspect.signature(cls).parameters
+    arguments = {key: value for key, value in defaults.items() if key in accepted}
+    given = [value for one in (*settings.values(), arguments) for value in one.values()]
+    if not all(map(_is_plain, given)):
+        return None  # who knows what a copy of it would do
     twins = [{**copy.deepcopy(settings[key]), "params": of} for key, of in members.items()]
     try:
-        return type(optimizer)(twins, **copy.deepcopy(arguments))
-    except Exception:  # noqa: BLE001  # a class of the user's may want arguments of its own
+        return cls(twins, **copy.deepcopy(arguments))
+    except Exception:  # noqa: BLE001  # Muon takes matrices alone
         return None

@@ -286,6 +286,16 @@ class Snapshot:
     shadows: tuple[Shadow, ...] = ()
 
 
+def path_of(slot: str) -> str:
+    """Returns the path in a slot's name: of the module, or of the parameter."""
+    return slot.rpartition(":")[0]
+
+
+def role_of(slot: str) -> str:
+    """Returns the role in a slot's name."""
+    return slot.rpartition(":")[2]
+
+
 def format_of_dtype(dtype: str) -> str | None:
     """Returns the canonical name of a dtype's format; None for FP64, no target of ours."""
     try:

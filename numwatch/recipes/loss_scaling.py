@@ -57,7 +57,7 @@ def skips_to_zero(scale: float, backoff: float = 0.5) -> int | None:
         return None
     skips = 0
     while scale:
-        scale = _fp32(scale * backoff)
+        scale, _ = next_loss_scale(scale, 0, found_inf=True, backoff_factor=backoff)
         skips += 1
     return skips
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from numwatch.snapshot import GRADIENT_ROLES, Rows, Snapshot, StepScalars
+from numwatch.snapshot import GRADIENT_ROLES, Rows, Snapshot, StepScalars, role_of
 from numwatch.stats.layout import NANS, NEGINFS, POSINFS
 
 MAX_NAMES = 20
@@ -37,7 +37,7 @@ def events_of(snapshot: Snapshot) -> list[Event]:
 
 
 def _culprits(scalars: StepScalars, slots: Sequence[str]) -> dict[str, object]:
-    gradients = [slot for slot in slots if slot.rpartition(":")[2] in GRADIENT_ROLES]
+    gradients = [slot for slot in slots if role_of(slot) in GRADIENT_ROLES]
     return {
         "loss_scale": scalars.loss_scale_before,
         **_named("parameters", scalars.nonfinite_parameters or ()),

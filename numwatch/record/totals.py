@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from numwatch.snapshot import role_of
 from numwatch.stats import AMIN, COUNTS, REALS, TensorStats, unpack_row
 from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.layout import COUNT_COLUMNS, REAL_COLUMNS
@@ -137,14 +138,14 @@ class Totals:
         return {
             (slot, loss_scale): unpack_row(self._counts[line], self._reals[line])
             for (slot, loss_scale), line in self._lines.items()
-            if self._rows[line, 0] and slot.rpartition(":")[2] in roles
+            if self._rows[line, 0] and role_of(slot) in roles
         }
 
     def extremes(self, roles: Collection[str]) -> dict[tuple[str, float], TensorStats]:
         """Returns amax and infinities of the same slots where there are amax-only rows too."""
         found = {}
         for (slot, loss_scale), line in self._lines.items():
-            if self._rows[line, 1] and slot.rpartition(":")[2] in roles:
+            if self._rows[line, 1] and role_of(slot) in roles:
                 _, posinfs, neginfs = self._nonfinites[line].tolist()
                 amax = float(self._peaks[line, 0])
                 found[slot, loss_scale] = TensorStats(

@@ -8,7 +8,7 @@ from numwatch.formats import Format
 from numwatch.record.totals import CastTotals, SlotTotals
 from numwatch.report.slot_formats import judged_format, known_format, stored_in
 from numwatch.report.verdict import VERDICTS, share_of, verdict_of
-from numwatch.snapshot import GRADIENT_ROLES, ROLES, Cast, Rows, SlotInfo
+from numwatch.snapshot import GRADIENT_ROLES, ROLES, Cast, Rows, SlotInfo, role_of
 from numwatch.stats import Bounded, TensorStats, estimate_flushed
 
 # Below a thousandth flushed nothing is lost that a ranking should be about.
@@ -120,7 +120,7 @@ def slot_figures(
         source, flushed = "shadow", shadow
     limits = _limits(fmt, amax, cast)
     headroom = limits[1] - math.log2(amax) if limits and 0 < amax < math.inf else None
-    is_gradient = slot.rpartition(":")[2] in GRADIENT_ROLES
+    is_gradient = role_of(slot) in GRADIENT_ROLES
     return SlotFigures(
         slot=slot,
         format=cast.format if cast else info.format if info else None,
@@ -176,7 +176,7 @@ def totals_figures(
 def rows_figures(rows: Rows, slots: Mapping[str, SlotInfo]) -> Iterator[SlotFigures]:
     """Yields the figures of every module's row; where not `rows.full` only those amax allows."""
     for row in rows:
-        if row.slot.rpartition(":")[2] not in ROLES:
+        if role_of(row.slot) not in ROLES:
             continue
         amax, scale, seen = row.stats.amax, row.loss_scale, row.stats
         stats = seen if rows.full else None
@@ -207,3 +207,8 @@ def _limits(fmt: Format | None, amax: float, cast: CastTotals | None) -> tuple[f
         return None
     shift = math.log2(scale)
     return math.log2(fmt.smallest_normal) - shift, math.log2(fmt.max) - shift
+
+
+def log2_or_none(value: float | None) -> float | None:
+    """Returns log2 of what is above 0 and finite."""
+    return math.log2(value) if value is not None and 0 < value < math.inf else None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from numwatch.report.figures import SlotFigures
 from numwatch.report.slot_formats import known_format
-from numwatch.snapshot import ROLES, UPDATE_ROLE, SlotInfo
+from numwatch.snapshot import ROLES, UPDATE_ROLE, SlotInfo, role_of
 
 # Wider state has the range to hold what small gradients leave there.
 _NARROW_BITS = 16
@@ -15,12 +15,7 @@ _STORAGES = ("bf16", "fp16")
 
 def is_parameters(slot: str) -> bool:
     """Whether a slot is a parameter's, not a module's."""
-    return slot.rpartition(":")[2] not in ROLES
-
-
-def parameter_of(slot: str) -> str:
-    """Returns the path of a parameter's slot."""
-    return slot.rpartition(":")[0]
+    return role_of(slot) not in ROLES
 
 
 def in_trouble(line: SlotFigures) -> bool:
@@ -33,7 +28,7 @@ def in_trouble(line: SlotFigures) -> bool:
         return True
     fmt = known_format(line.format)
     narrow = fmt is not None and fmt.bits <= _NARROW_BITS
-    return line.verdict == "underflow" and narrow and line.slot.rpartition(":")[2] != UPDATE_ROLE
+    return line.verdict == "underflow" and narrow and role_of(line.slot) != UPDATE_ROLE
 
 
 def low_format(slots: Mapping[str, SlotInfo]) -> str | None:

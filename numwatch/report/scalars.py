@@ -11,17 +11,16 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import median
 
-from numwatch.report.figures import SlotFigures, rows_figures
+from numwatch.report.figures import SlotFigures, log2_or_none, rows_figures
 from numwatch.report.tb_tags import (
     STEP_GROUP,
     role_group,
-    role_of,
     tensor_group,
     unscaled_role_group,
 )
 from numwatch.report.weight_scalars import shadow_scalars, state_scalars, update_scalars
 from numwatch.report.window_scalars import window_scalars
-from numwatch.snapshot import GRADIENT_ROLES, SlotInfo, Snapshot, StepScalars
+from numwatch.snapshot import GRADIENT_ROLES, SlotInfo, Snapshot, StepScalars, role_of
 
 # TensorBoard keeps scalars as FP32.
 LARGEST_SCALAR = 3.4028234663852886e38
@@ -63,7 +62,7 @@ def step_scalars(step: StepScalars, rows: Sequence[SlotFigures] = ()) -> dict[st
     return _finite(
         STEP_GROUP,
         {
-            "loss_scale_log2": _log2(step.loss_scale_before),
+            "loss_scale_log2": log2_or_none(step.loss_scale_before),
             "found_inf": float(step.found_inf),
             "skipped": float(step.skipped),
             "grad_norm_unscaled": step.grad_norm,
@@ -99,7 +98,7 @@ def tensor_scalars(rows: Iterable[SlotFigures]) -> dict[str, float]:
         tags |= _finite(
             tensor_group(row.slot),
             {
-                "amax_log2": _log2(row.amax),
+                "amax_log2": log2_or_none(row.amax),
                 "smallest_normal_log2": limits[0],
                 "max_log2": limits[1],
                 "headroom_bits": row.headroom,
@@ -138,8 +137,8 @@ def _role_figures(rows: Sequence[SlotFigures]) -> dict[str, float | None]:
     limits = _shown_limits(tight)
     headrooms = _known(row.headroom for row in rows)
     found: dict[str, float | None] = {
-        "amax_log2_worst": _log2(tight.amax),
-        "amax_log2_median": _median(_known(_log2(row.amax) for row in rows)),
+        "amax_log2_worst": log2_or_none(tight.amax),
+        "amax_log2_median": _median(_known(log2_or_none(row.amax) for row in rows)),
         "smallest_normal_log2": limits[0],
         "max_log2": limits[1],
         "headroom_bits_worst": min(headrooms, default=None),
@@ -157,8 +156,8 @@ def _role_figures(rows: Sequence[SlotFigures]) -> dict[str, float | None]:
 def _unscaled_amaxes(rows: Sequence[SlotFigures]) -> dict[str, float | None]:
     tight = tightest(rows)
     return {
-        "amax_log2_worst": _log2(tight.amax_unscaled),
-        "amax_log2_median": _median(_known(_log2(row.amax_unscaled) for row in rows)),
+        "amax_log2_worst": log2_or_none(tight.amax_unscaled),
+        "amax_log2_median": _median(_known(log2_or_none(row.amax_unscaled) for row in rows)),
     }
 
 
@@ -175,11 +174,7 @@ def _shares(row: SlotFigures) -> dict[str, float | None]:
 
 def _shown_limits(row: SlotFigures) -> tuple[float | None, float | None]:
     # A margin chart needs value and limits at the very same steps: without amax no limits.
-    return (None, None) if row.limits is None or _log2(row.amax) is None else row.limits
-
-
-def _log2(value: float) -> float | None:
-    return math.log2(value) if 0 < value < math.inf else None
+    return (None, None) if row.limits is None or log2_or_none(row.amax) is None else row.limits
 
 
 def _median(values: Sequence[float]) -> float | None:

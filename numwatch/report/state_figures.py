@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from numwatch.report.parameter_slots import parameter_of
+from numwatch.snapshot import path_of, role_of
 
 _LAST = ("dtype", "eps", "eps_stored", "decay", "decay_stored")
 _SHARES = ("below_eps", "vanished")
@@ -114,8 +114,8 @@ def _figures(slot: str, totals: _Totals) -> StateFigures:
     }
     last = totals.last or {}
     return StateFigures(
-        parameter=parameter_of(slot),
-        state=slot.rpartition(":")[2],
+        parameter=path_of(slot),
+        state=role_of(slot),
         steps=totals.steps,
         sampled=totals.sampled,
         rms=totals.rms,

@@ -15,7 +15,7 @@ from numwatch.record.gradients import gradient_groups
 from numwatch.record.totals import Totals, read_totals
 from numwatch.report.coverage import Coverage
 from numwatch.report.figures import SlotFigures, totals_figures
-from numwatch.report.parameter_slots import in_trouble, is_parameters, low_format, parameter_of
+from numwatch.report.parameter_slots import in_trouble, is_parameters, low_format
 from numwatch.report.scale_window import ScaleWindow, scale_window
 from numwatch.report.shadow_figures import ShadowFigures, beside_estimates, read_shadows
 from numwatch.report.state_figures import StateFigures, read_states
@@ -28,7 +28,7 @@ from numwatch.report.trajectory import (
 )
 from numwatch.report.update_figures import Updates, read_updates
 from numwatch.report.verdict import VERDICTS
-from numwatch.snapshot import SlotInfo
+from numwatch.snapshot import SlotInfo, path_of
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def _figures(
 def _parameters(
     figures: Iterable[SlotFigures], updates: Updates | None, states: Iterable[StateFigures]
 ) -> int:
-    names = {parameter_of(line.slot) for line in figures if is_parameters(line.slot)}
+    names = {path_of(line.slot) for line in figures if is_parameters(line.slot)}
     names.update(line.parameter for line in states)
     if updates is not None:
         names.update(line.parameter for line in updates.parameters)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from numwatch.report.figures import SlotFigures, rows_figures
-from numwatch.report.parameter_slots import is_parameters, parameter_of
+from numwatch.report.parameter_slots import is_parameters
 from numwatch.report.scalars import role_scalars, step_scalars, tensor_scalars, weight_scalars
-from numwatch.report.tb_tags import STEP_GROUP, role_of
+from numwatch.report.tb_tags import STEP_GROUP
 from numwatch.report.verdict import TROUBLES
 from numwatch.report.weight_scalars import of_own_storage
-from numwatch.snapshot import Rows, SlotInfo, Snapshot, Update
+from numwatch.snapshot import Rows, SlotInfo, Snapshot, Update, path_of, role_of
 
 # With 6 roles, 15 tags a role, 7 a named slot with a histogram, 4 storage formats of 4 tags, and
 # some 30 others this keeps a run below 200 tags.
@@ -76,7 +76,7 @@ class Curation:
     def _name_parameters(self, updates: Sequence[Update], slots: Mapping[str, SlotInfo]) -> None:
         own = of_own_storage(updates, slots)
         worst = sorted(own, key=lambda update: update.swallowed or 0.0, reverse=True)
-        self.parameters = tuple(parameter_of(update.slot) for update in worst[:NAMED_PARAMETERS])
+        self.parameters = tuple(path_of(update.slot) for update in worst[:NAMED_PARAMETERS])
 
     def _choose_roles(self, rows: Rows) -> None:
         seen = (role_of(slot) for slot in rows.slots if is_parameters(slot))

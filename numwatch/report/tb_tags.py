@@ -4,7 +4,7 @@ TensorBoard groups by what stands before the first slash. No colons or brackets:
 refuse them.
 """
 
-from numwatch.snapshot import GRADIENT_ROLES
+from numwatch.snapshot import GRADIENT_ROLES, path_of, role_of
 
 STEP_GROUP = "numwatch"
 ROLE_GROUP = "numwatch_roles"
@@ -19,12 +19,7 @@ SHADOW_GROUP = "numwatch_shadow"
 
 def module_of(slot: str) -> str:
     """Returns the module path of a slot, `root` for the model itself."""
-    return slot.rpartition(":")[0] or "root"
-
-
-def role_of(slot: str) -> str:
-    """Returns the role of a slot."""
-    return slot.rpartition(":")[2]
+    return path_of(slot) or "root"
 
 
 def domain_of(slot: str) -> str:

@@ -7,8 +7,8 @@ from numwatch.report.parameter_slots import is_parameters
 from numwatch.report.tb_curation import Curation
 from numwatch.report.tb_events import layout_summary, log2_histogram, scalar_summary, write_event
 from numwatch.report.tb_layout import layout
-from numwatch.report.tb_tags import role_histogram, role_of, tensor_histogram
-from numwatch.snapshot import Rows, SlotInfo, Snapshot
+from numwatch.report.tb_tags import role_histogram, tensor_histogram
+from numwatch.snapshot import Rows, SlotInfo, Snapshot, role_of
 from numwatch.stats import BINADES
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from numwatch.report.parameter_slots import parameter_of, storage_order
+from numwatch.report.parameter_slots import storage_order
+from numwatch.snapshot import path_of
 
 _SHARES = ("ratio", "swallowed", "stochastic_kept", "deferred", "edq_normalised")
 _KEY = ("slot", "storage", "lost")
@@ -188,7 +189,7 @@ def _parameter(key: Key, sums: _Sums) -> ParameterUpdates:
     slot, storage, lost = key
     whole = "applied" if sums.applied else "exact"
     return ParameterUpdates(
-        parameter=parameter_of(slot),
+        parameter=path_of(slot),
         storage=storage,
         lost=lost,
         steps=sums.steps,
@@ -216,7 +217,7 @@ def _storage(kind: tuple[str, bool], members: dict[Key, _Sums]) -> StorageUpdate
         stochastic_kept=shares["stochastic_kept"],
         deferred=shares["deferred"],
         edq_normalised=shares["edq_normalised"],
-        worst=None if worst is None else parameter_of(worst),
+        worst=None if worst is None else path_of(worst),
         worst_swallowed=None if worst is None else known[worst],
         estimated=total.estimated,
     )

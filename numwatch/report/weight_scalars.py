@@ -5,14 +5,15 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import median
 
-from numwatch.report.parameter_slots import low_format, parameter_of, storage_order
+from numwatch.report.figures import log2_or_none
+from numwatch.report.parameter_slots import low_format, storage_order
 from numwatch.report.tb_tags import (
     STATE_GROUP,
     parameter_group,
     shadow_group,
     storage_group,
 )
-from numwatch.snapshot import OptimizerState, Shadow, SlotInfo, Update
+from numwatch.snapshot import OptimizerState, Shadow, SlotInfo, Update, path_of
 
 _SHARES: Mapping[str, Callable[[Update], float | None]] = {
     "swallowed": lambda update: update.swallowed,
@@ -46,7 +47,7 @@ def update_scalars(
         tags[f"{storage_group('ratio_log2')}_median"] = median(known)
         tags[f"{storage_group('ratio_log2')}_worst"] = max(known)
     for update in of_own_storage(updates, slots):
-        parameter = parameter_of(update.slot)
+        parameter = path_of(update.slot)
         if parameter in named:
             tags[f"{parameter_group(parameter)}/swallowed"] = update.swallowed
             tags[f"{parameter_group(parameter)}/ratio_log2"] = ratios[update.slot]
@@ -85,11 +86,6 @@ def of_own_storage(updates: Sequence[Update], slots: Mapping[str, SlotInfo]) -> 
     for update in sorted(updates, key=lambda u: (not u.lost, storage_order(u.storage, own))):
         first.setdefault(update.slot, update)
     return list(first.values())
-
-
-def log2_or_none(value: float | None) -> float | None:
-    """Returns log2 of what is above 0 and finite."""
-    return math.log2(value) if value is not None and 0 < value < math.inf else None
 
 
 def _weighted(updates: Iterable[Update], share: Callable[[Update], float | None]) -> float | None:

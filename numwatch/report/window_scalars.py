@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from numwatch.recipes import GradientGroup, loss_scale_window
 from numwatch.record.gradients import in_fp16
 from numwatch.record.totals import merged_reals
-from numwatch.report.tb_tags import WINDOW_GROUP, role_of
-from numwatch.report.weight_scalars import log2_or_none
-from numwatch.snapshot import GRADIENT_ROLES, Rows, SlotInfo
+from numwatch.report.figures import log2_or_none
+from numwatch.report.tb_tags import WINDOW_GROUP
+from numwatch.snapshot import GRADIENT_ROLES, Rows, SlotInfo, role_of
 from numwatch.stats import TensorStats, unpack_row
 
 

@@ -1,7 +1,7 @@
 """What a step did to the weights, beside what it was meant to do."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,6 @@ STORAGES = ("fp16", "bf16", "e4m3", "e5m2")
 """Formats that each update is judged for."""
 _CHUNK = 2**19
 """Elements compared at once."""
-_NARROW_BYTES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,16 +66,15 @@ class Judged:
     figures: Tensor
 
 
-def before_step(
+def sampled_before(
     optimizer: torch.optim.Optimizer, updated: Updated, parameters: Parameters
 ) -> Before:
     """Samples a parameter's weights, and where they are narrow its optimizer's state."""
     state = optimizer.state.get(updated.parameter, {})
-    weight = parameters.sample(_weights(updated, state)).clone()
-    narrow = weight.dtype.itemsize <= _NARROW_BYTES
-    return Before(
-        weight, copied_state(state, updated.parameter, parameters.sample) if narrow else {}
-    )
+    before = Before(parameters.sample(_weights(updated, state)).clone(), {})
+    if not before.narrow:
+        return before
+    return replace(before, state=copied_state(state, updated.parameter, parameters.sample))
 
 
 def changes_of(
@@ -85,7 +83,7 @@ def changes_of(
     parameters: Parameters,
 ) -> list[Change]:
     """Returns what a step has just done to each parameter that was sampled before it."""
-    narrow = [pair for pair in stepped if pair[1].weight.dtype.itemsize <= _NARROW_BYTES]
+    narrow = [pair for pair in stepped if pair[1].narrow]
     intended: Sequence[Tensor] | None = None
     gradients = [_gradient(updated, parameters) for updated, _ in narrow]
     if narrow:
@@ -101,17 +99,15 @@ def changes_of(
         # FP64 weights too: their update is known before it is rounded to FP32.
         wide = torch.promote_types(before.weight.dtype, torch.float32)
         applied = (after.to(wide) - before.weight.to(wide)).float()
-        stored = before.weight.dtype
-        is_narrow = stored.itemsize <= _NARROW_BYTES
         changes.append(
             Change(
                 name=updated.name,
                 numel=updated.parameter.numel(),
-                lost_in=format_of_dtype(str(stored)) if is_narrow else None,
-                source=source if is_narrow else APPLIED,
-                directed=directed or not is_narrow,
+                lost_in=format_of_dtype(str(before.weight.dtype)) if before.narrow else None,
+                source=source if before.narrow else APPLIED,
+                directed=directed or not before.narrow,
                 before=before.weight.float(),
-                intended=next(meant) if is_narrow else applied,
+                intended=next(meant) if before.narrow else applied,
                 applied=applied,
             )
         )

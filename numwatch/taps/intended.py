@@ -38,6 +38,7 @@ _ELEMENT_WISE = frozenset(
 _LIBRARIES = frozenset({"lion_pytorch", "timm", "torch"})
 """Whose optimizers are known to touch their parameters and their state alone."""
 
+_NARROW_BYTES = 2
 _NO_SETTINGS = ("params", "param_names")
 
 
@@ -53,6 +54,11 @@ class Before:
 
     weight: Tensor
     state: Mapping[str, Any]
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the weights are stored in a format that swallows updates."""
+        return self.weight.dtype.itemsize <= _NARROW_BYTES
 
     def tensors(self) -> list[Tensor]:
         """Returns all that is held in memory."""

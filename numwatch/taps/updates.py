@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from numwatch.snapshot import UPDATE_ROLE, SlotInfo, format_of_dtype
+from numwatch.snapshot import UPDATE_ROLE, SlotInfo, format_of_dtype, path_of, role_of
 from numwatch.stats import accumulate
 from numwatch.taps.buffers import Buffers
-from numwatch.taps.changes import before_step, changes_of, judge
+from numwatch.taps.changes import changes_of, judge, sampled_before
 from numwatch.taps.collector import SentRows
 from numwatch.taps.intended import Before
 from numwatch.taps.moments import judge_moments, states_of
@@ -49,7 +49,7 @@ class UpdateTaps:
         """Samples the weights, and of narrow ones the optimizer's state."""
         if id(optimizer) not in self._done:
             self._before[id(optimizer)] = [
-                (updated, before_step(optimizer, updated, self._parameters))
+                (updated, sampled_before(optimizer, updated, self._parameters))
                 for updated in self._parameters.measured(optimizer)
             ]
 
@@ -90,10 +90,15 @@ class UpdateTaps:
 
     def _learn(self, slot: str, sample: Tensor, owner: str) -> SlotInfo:
         if slot not in self._known:
-            path, _, role = slot.rpartition(":")
             dtype = str(sample.dtype).removeprefix("torch.")
             self._known[slot] = SlotInfo(
-                slot, path, role, owner, tuple(sample.shape), dtype, format_of_dtype(dtype)
+                slot=slot,
+                module=path_of(slot),
+                role=role_of(slot),
+                module_class=owner,
+                shape=tuple(sample.shape),
+                dtype=dtype,
+                format=format_of_dtype(dtype),
             )
         return self._known[slot]
 

@@ -1,5 +1,6 @@
 """Every command and every example in README and docs is run: here, or by CI where it says so."""
 
+import json
 import os
 import re
 import shlex
@@ -96,3 +97,63 @@ def test_python_of_the_documentation_runs(name, code, runs):
         [sys.executable, "-c", code], cwd=runs, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{name}: {done.stderr}"
+
+
+def results(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def rows_of(text):
+    """Returns the cells of every line of every table."""
+    lines = (line.strip("|").split("|") for line in text.splitlines() if line.startswith("|"))
+    return [[cell.strip() for cell in cells] for cells in lines]
+
+
+def test_costs_in_the_readme_are_those_of_the_result_files():
+    measured = [
+        {row["name"]: f"{row['cost']:.2f}" for row in results(f"overhead-{kind}-cpu")["results"]}
+        for kind in ("fp32", "bf16")
+    ]
+    table = rows_of((ROOT / "README.md").read_text())
+    start = table.index(["", "FP32", "BF16 autocast"]) + 2
+    told = table[start : start + len(measured[0])]
+    assert [row[1:] for row in told] == [[kind[name] for kind in measured] for name in measured[0]]
+
+
+def test_figures_of_the_twins_are_those_of_the_result_file():
+    expected = []
+    for row in results("twins-cpu")["results"]:
+        low, twin = row["bf16-true"], row["bf16-mixed"]
+        kept = (low["start"] - low["end"]) / (twin["start"] - twin["end"])
+        expected.append(
+            [
+                f"{row['lr']:.0e}".replace("e-0", "e-"),
+                f"{100 * low['swallowed']:.1f} %",
+                f"{low['edq_normalised']:.2f}",
+                f"{100 * twin['deferred']:.1f} %",
+                f"{twin['start']:.2f} → {twin['end']:.3f}",
+                f"{low['start']:.2f} → {low['end']:.3f}",
+                f"{100 * kept:.0f} %",
+            ]
+        )
+    table = rows_of((ROOT / "docs" / "optimizer.md").read_text())
+    assert [row for row in table if row[0].startswith("1e-")] == expected
+
+
+def test_figures_of_shadow_steps_are_those_of_the_result_file():
+    found = results("shadow-cpu")
+    text = (ROOT / "docs" / "optimizer.md").read_text()
+    kinds = {(row["run"], row["scale"]): row for row in found["flushed"]}
+    percent = "{:.2f} %".format
+    for scale in (1, 8, 1024, 32768):
+        gpt, theory = kinds["GPT", scale], kinds["lognormal", scale]
+        (row,) = (cells for cells in rows_of(text) if cells[0] == str(scale))
+        points = f"{100 * gpt['worst_difference']:.1f}"
+        assert row == [
+            str(scale),
+            *(percent(100 * gpt[kind]) for kind in ("measured", "estimated")),
+            f"{points} point{'' if points == '1.0' else 's'}",
+            *(percent(100 * theory[kind]) for kind in ("theory", "measured", "estimated")),
+        ]
+    cost = found["cost"]["results"][0]["steps_a_shadow_takes"]
+    assert f"({cost:.2f} measured" in text

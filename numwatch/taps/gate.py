@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import IntEnum
 
 import torch
@@ -57,7 +57,8 @@ class Gate:
         self._depth += 1
         try:
             # Selective checkpointing, for one, counts the operations it sees: ours are not its.
-            with _disable_current_modes():
+            modes = torch._C._len_torch_dispatch_stack()  # noqa: SLF001
+            with _disable_current_modes() if modes else nullcontext():
                 yield
         except Exception as error:
             if self.strict:

@@ -23,14 +23,14 @@ class StateSample:
         dtype: The state's.
         kind: What the optimizer does with it.
         state: The sample, in the state's dtype.
-        gradient: The same elements of the gradient.
+        gradient: The same elements of the gradient, for a second moment.
         correction: What a second moment is divided by before its root is taken.
     """
 
     slot: str
     kind: StateKind
     state: Tensor
-    gradient: Tensor
+    gradient: Tensor | None
     correction: Tensor | float
 
 
@@ -52,14 +52,17 @@ def states_of(
         if gradient is None:
             continue
         state = optimizer.state.get(parameter, {})
+        sampled = None
         for key, tensor in tensors_of(state, parameter):
             kind = kind_of(key, state, updated.group)
+            if kind.eps is not None and sampled is None:
+                sampled = parameters.sample(gradient)
             samples.append(
                 StateSample(
                     slot=f"{updated.name}:{key}",
                     kind=kind,
                     state=parameters.sample(tensor),
-                    gradient=parameters.sample(gradient),
+                    gradient=sampled if kind.eps is not None else None,
                     correction=bias_correction(kind.corrected_by, state),
                 )
             )
@@ -70,7 +73,7 @@ def judge_moments(samples: Sequence[StateSample]) -> Iterator[JudgedMoments]:
     """Yields the figures of the second moments among the samples, those of one size together."""
     alike: dict[tuple[int, torch.device], list[StateSample]] = {}
     for one in samples:
-        if one.kind.eps is not None:
+        if one.gradient is not None:
             alike.setdefault((one.state.numel(), one.state.device), []).append(one)
     for (size, device), members in alike.items():
         height = max(_CHUNK // max(size, 1), 1)
@@ -78,7 +81,7 @@ def judge_moments(samples: Sequence[StateSample]) -> Iterator[JudgedMoments]:
             part = members[start : start + height]
             figures = second_moment_figures(
                 torch.stack([one.state.float() for one in part]),
-                torch.stack([one.gradient.float() for one in part]),
+                torch.stack([one.gradient.float() for one in part if one.gradient is not None]),
                 torch.tensor([one.kind.eps for one in part], dtype=torch.float64).to(
                     device, non_blocking=True
                 ),

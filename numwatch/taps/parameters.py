@@ -13,7 +13,7 @@ from numwatch.stats import is_watched_dtype
 from numwatch.taps.sampling import SAMPLES, sampled
 from numwatch.taps.selection import clean_path, is_update_wanted
 
-MAX_SAMPLES = 2**21
+MAX_SAMPLES = 2**20
 """Sampled elements of all parameters together, unless all are asked for: it bounds the memory."""
 _LEAST_SAMPLES = 1024
 

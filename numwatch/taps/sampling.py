@@ -1,7 +1,7 @@
 """The fixed systematic sample of a tensor that is too large to be compared whole."""
 
 import math
-from collections.abc import Sequence
+from functools import cache
 
 from torch import Tensor
 
@@ -9,7 +9,8 @@ SAMPLES = 65_536
 """Elements of a tensor that are looked at, at most."""
 
 
-def stride_of(shape: Sequence[int], limit: int | None) -> int:
+@cache
+def stride_of(shape: tuple[int, ...], limit: int | None) -> int:
     """Returns the step between sampled elements, in the order of the flattened tensor.
 
     The least that leaves at most `limit` elements and shares no factor with any dimension: one that
@@ -29,4 +30,4 @@ def sampled(tensor: Tensor, limit: int | None = SAMPLES) -> Tensor:
 
     A view where the tensor is contiguous, else a copy. It is detached.
     """
-    return tensor.detach().reshape(-1)[:: stride_of(tensor.shape, limit)]
+    return tensor.detach().reshape(-1)[:: stride_of(tuple(tensor.shape), limit)]

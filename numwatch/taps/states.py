@@ -1,6 +1,6 @@
 """What is known of optimizers: which of their state decays, which is divided by, and where."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,31 +37,48 @@ def kind_of(key: str, state: Mapping[str, Any], group: Mapping[str, Any]) -> Sta
         state: All state of the parameter; tells optimizers apart that share names.
         group: The parameter's group, with the hyperparameters.
     """
-    eps = _number(group.get("eps"))
+    rule = _KINDS.get(key)
+    return rule(state, group) if rule else StateKind()
+
+
+def _adam(state: Mapping[str, Any], group: Mapping[str, Any]) -> StateKind:
+    second = _betas(group)[1]
+    if "max_exp_avg_sq" in state:  # amsgrad divides by that
+        return StateKind(second)
+    return StateKind(second, _number(group.get("eps")), second)
+
+
+def _amsgrad(_state: Mapping[str, Any], group: Mapping[str, Any]) -> StateKind:
+    return StateKind(None, _number(group.get("eps")), _betas(group)[1])
+
+
+def _momentum(state: Mapping[str, Any], group: Mapping[str, Any]) -> StateKind:
     first, second = _betas(group)
-    has_second = bool({"exp_avg_sq", "exp_inf"} & state.keys())
-    # Divided by is the larger moment under amsgrad, and a variance by centered RMSprop.
-    is_amsgrad, is_centered = "max_exp_avg_sq" in state, "grad_avg" in state
-    is_rmsprop = "alpha" in group
-    kinds = {
-        # Adam, AdamW, NAdam, RAdam, LAMB.
-        "exp_avg_sq": StateKind(second) if is_amsgrad else StateKind(second, eps, second),
-        "max_exp_avg_sq": StateKind(None, eps, second),
-        # Lion has no second moment, and its momentum decays by the second beta.
-        "exp_avg": StateKind(first if has_second else second),
-        # Adamax: a maximum, not a mean of squares.
-        "exp_inf": StateKind(second),
-        # Of RMSprop, and of Adadelta, which adds eps below the root.
-        "square_avg": (
-            StateKind(_number(group["alpha"]), None if is_centered else eps)
-            if is_rmsprop
-            else StateKind(_number(group.get("rho")))
-        ),
-        "acc_delta": StateKind(_number(group.get("rho"))),
-        "sum": StateKind(None, eps),  # Adagrad
-        "momentum_buffer": StateKind(_number(group.get("momentum"))),
-    }
-    return kinds.get(key, StateKind())
+    # Lion has no second moment, and its momentum decays by the second beta.
+    return StateKind(first if {"exp_avg_sq", "exp_inf"} & state.keys() else second)
+
+
+def _square_avg(state: Mapping[str, Any], group: Mapping[str, Any]) -> StateKind:
+    if "alpha" not in group:  # Adadelta adds eps below the root
+        return _decay_of("rho")(state, group)
+    centered = "grad_avg" in state  # RMSprop then divides by a variance
+    return StateKind(_number(group["alpha"]), None if centered else _number(group.get("eps")))
+
+
+def _decay_of(name: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], StateKind]:
+    return lambda _state, group: StateKind(_number(group.get(name)))
+
+
+_KINDS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], StateKind]] = {
+    "exp_avg_sq": _adam,  # Adam, AdamW, NAdam, RAdam
+    "max_exp_avg_sq": _amsgrad,
+    "exp_avg": _momentum,
+    "exp_inf": lambda _state, group: StateKind(_betas(group)[1]),  # Adamax: no mean of squares
+    "square_avg": _square_avg,
+    "acc_delta": _decay_of("rho"),
+    "sum": lambda _state, group: StateKind(None, _number(group.get("eps"))),  # Adagrad
+    "momentum_buffer": _decay_of("momentum"),
+}
 
 
 def tensors_of(state: Mapping[str, Any], parameter: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -37,17 +37,17 @@ def monitor_of(tmp_path, **options):
 
 
 class Trace(pl.Callback):
-    """Gradient norms as they are before clipping, and which optimizers moved their weights."""
+    """Gradients as they are before clipping, and which optimizers moved their weights."""
 
     def __init__(self):
-        self.norms, self.skipped, self.scales = [], [], []
+        self.norms, self.sums, self.skipped, self.scales = [], [], [], []
 
     def on_train_batch_start(self, trainer, *_):
         self.before = [_weights_of(optimizer) for optimizer in trainer.optimizers]
-        self.squares, self.turns = {}, []
+        self.squares, self.turns, self.now = {}, [], {}
         self.first_scale = trainer.scaler.get_scale() if trainer.scaler else 1.0
 
-    def on_before_optimizer_step(self, trainer, _, optimizer):
+    def on_before_optimizer_step(self, trainer, module, optimizer):
         position = trainer.optimizers.index(optimizer)
         self.turns.append(position)
         fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
@@ -56,6 +56,10 @@ class Trace(pl.Callback):
         gradients = [p.grad.double() / scale for p in parameters if p.grad is not None]
         square = sum(gradient.square().sum().item() for gradient in gradients)
         self.squares.setdefault(position, square)
+        own = {id(parameter) for parameter in parameters}
+        for name, parameter in module.named_parameters():
+            if id(parameter) in own and parameter.grad is not None:
+                self.now[name] = (parameter.grad.double() / scale).sum().item()
 
     def on_train_batch_end(self, trainer, *_):
         if not self.turns:
@@ -63,6 +67,7 @@ class Trace(pl.Callback):
         after = [_weights_of(optimizer) for optimizer in trainer.optimizers]
         moved = [not torch.equal(a, b) for a, b in zip(self.before, after, strict=True)]
         self.skipped.append([i for i in self.turns if not moved[i]])
+        self.sums.append(self.now)
         self.norms.append(math.sqrt(sum(self.squares.values())))
         scale = trainer.scaler.get_scale() if trainer.scaler else 1.0
         self.scales.append((self.first_scale, scale))
@@ -97,6 +102,16 @@ def assert_as_traced(run, trace):
     assert found == trace.skipped
     assert steps["loss_scale_before"].to_pylist() == [before for before, _ in trace.scales]
     assert steps["loss_scale_after"].to_pylist() == [after for _, after in trace.scales]
+    for number, traced in zip(steps["step"].to_pylist(), trace.sums, strict=True):
+        rows = run.tensors(role="grad_weight", first=number, last=number).to_pylist()
+        # Micro-batches merge into a row, whose sum is that of the accumulated gradient.
+        found = {row["slot"]: row["sum"] / row["loss_scale"] for row in rows}
+        expected = {
+            f"{name.removesuffix('.weight')}:grad_weight": total
+            for name, total in traced.items()
+            if name.endswith(".weight") and math.isfinite(total)
+        }
+        assert {slot: found[slot] for slot in expected} == pytest.approx(expected, rel=1e-4)
     for norm, traced in zip(steps["grad_norm"].to_pylist(), trace.norms, strict=True):
         if math.isfinite(traced):
             assert norm == pytest.approx(traced, rel=1e-4)

@@ -12,7 +12,7 @@ shapes = st.lists(st.integers(1, 300), min_size=1, max_size=3)
 
 @given(shapes, st.integers(1, 5000))
 def test_a_sample_keeps_to_its_limit_and_shares_no_factor_with_a_dimension(shape, limit):
-    stride = stride_of(shape, limit)
+    stride = stride_of(tuple(shape), limit)
     numel = math.prod(shape)
     assert -(-numel // stride) <= limit
     assert stride == 1 if numel <= limit else stride > 1

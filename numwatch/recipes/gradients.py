@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from numwatch.formats import Format
+from numwatch.formats import Format, get_format
 from numwatch.stats import Bounded, TensorStats
 from numwatch.stats.cuts import count_at_most, count_below
 from numwatch.stats.estimate import estimate_lost
@@ -15,6 +15,7 @@ from numwatch.stats.estimate import estimate_lost
 Floats = npt.NDArray[np.float64]
 
 _NONE = Bounded.exactly(0.0)
+_FP32 = get_format("fp32")
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,11 @@ class GradientGroup:
 
     @property
     def usable(self) -> bool:
-        """Whether it tells anything: a scale of 0, inf or NaN leaves nothing to tell from."""
-        return math.isfinite(self.loss_scale) and self.loss_scale > 0.0
+        """Whether it tells anything: a scale of 0, inf or NaN leaves nothing to tell from.
+
+        Nor does one that FP32 does not hold: no scaler has it, and its ratio to another overflows.
+        """
+        return _FP32.smallest_subnormal <= self.loss_scale <= _FP32.max
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from subprocess import run
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tb_builders import cast, infos, powers, snapshot
 from weight_builders import shadow, state, update
@@ -205,6 +205,7 @@ exponents = st.dictionaries(st.integers(-127, 126), st.integers(1, 10**6), max_s
     st.sampled_from(["fp16", "bf16", "fp32", "e5m2", None]),
     st.floats(),
 )
+@example(tensors=[({}, 0, 0)] * 4 + [({0: 1}, 0, 0)], fmt="fp16", loss_scale=1e-300)
 def test_only_finite_values_and_shares_between_0_and_1(tensors, fmt, loss_scale):
     slots = {
         f"m{i}:{ROLES[i % len(ROLES)]}": powers(counts, zeros=zeros, nans=nans)

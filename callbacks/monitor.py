@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
+from numwatch.failures import CAPSULE_GB
 from numwatch.record import RECORD_FOLDER
 from numwatch.session import Session, Settings
 from numwatch.taps.sampling import SAMPLES
 from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS
 
 from ._base import Callback
+from .forensics import micro_batch
 from .shadow import shadow_step
 from .views import views_of
 
@@ -44,6 +47,12 @@ class NumericsMonitor(Callback):
             at most, on steps with full rows; None for all, 0 for none.
         shadow_every_n_steps: Run the batch once more in FP32 every so many optimizer steps, and
             compare its gradients with the run's; 0 for never.
+        origin: Run a step that failed once more, on a copy of the model, to name the operation that
+            made the first non-finite value; three times in a run at most.
+        capsule_gb: Size of the capsule, which keeps the first failed step, at most, in 10^9 bytes;
+            0 for none.
+        audit: Note each operation of the first step with full rows, its dtypes and shapes; a model
+            under `torch.compile` is left out.
 
     Raises:
         NumwatchError: A cadence or a number of samples is not one.
@@ -60,6 +69,9 @@ class NumericsMonitor(Callback):
         strict: bool = False,
         update_samples: int | None = SAMPLES,
         shadow_every_n_steps: int = 0,
+        origin: bool = True,
+        capsule_gb: float = CAPSULE_GB,
+        audit: bool = True,
     ) -> None:
         self._settings = Settings(
             every_n_steps,
@@ -69,6 +81,9 @@ class NumericsMonitor(Callback):
             strict,
             update_samples,
             shadow_every_n_steps,
+            origin=origin,
+            capsule_gb=capsule_gb,
+            audit=audit,
         )
         self._dir = dir
         self._summary = summary
@@ -104,6 +119,13 @@ class NumericsMonitor(Callback):
         if self._session and self._session.step is None:
             self._session.begin_step(trainer.global_step)
             self._session.shadow(partial(shadow_step, trainer, batch, batch_idx))
+        if self._session:
+            self._session.begin_batch(partial(micro_batch, trainer, batch, batch_idx))
+
+    def on_before_backward(self, _trainer: Any, _pl_module: Any, loss: Tensor) -> None:
+        """Takes note of the loss, scaled."""
+        if self._session:
+            self._session.see_loss(loss)
 
     def on_before_optimizer_step(
         self, _trainer: Any, _pl_module: Any, optimizer: torch.optim.Optimizer
@@ -119,6 +141,7 @@ class NumericsMonitor(Callback):
         if self._session is None:
             return
         self._session.add_loss(outputs.get("loss") if isinstance(outputs, Mapping) else outputs)
+        self._session.end_batch()
         step = self._session.step
         if step is not None and trainer.global_step > step:
             self._session.end_step(epoch=trainer.current_epoch, batch=batch_idx)
@@ -147,8 +170,10 @@ class NumericsMonitor(Callback):
         """Takes the hooks off and prints the summary of the run."""
         self._close()
 
-    def on_exception(self, _trainer: Any, _pl_module: Any, _exception: BaseException) -> None:
-        """Does the same for a run that failed: Lightning then calls no other hook."""
+    def on_exception(self, _trainer: Any, _pl_module: Any, exception: BaseException) -> None:
+        """Does the same for a run that failed, after it has kept a capsule of the step."""
+        if self._session and isinstance(exception, Exception):
+            self._session.keep_capsule("exception", exception)
         self._close()
 
     def teardown(self, _trainer: Any, _pl_module: Any, stage: str) -> None:

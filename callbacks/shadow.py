@@ -1,7 +1,7 @@
 """A Trainer's step run once more on a copy of its module, and what the copy finds for a Trainer."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,13 +23,34 @@ def shadow_step(trainer: Any, batch: Any, batch_idx: int) -> ShadowStep:
     The copy's `training_step` gets a copy of the batch. It may read all it likes of the Trainer;
     what it logs, prints or sets there is forgotten.
     """
-    trainer_stand_in = _trainer_stand_in(trainer)
-    loss_of = partial(_loss_of, trainer=trainer_stand_in, batch=batch, batch_idx=batch_idx)
-    loggers = zip(trainer.loggers, trainer_stand_in.loggers, strict=True)
-    return ShadowStep(loss_of, [(trainer, trainer_stand_in), *loggers])
+    return step_on_copies(trainer, batch, batch_idx, copy_in_fp32)
 
 
-def _loss_of(copied: nn.Module, *, trainer: Any, batch: Any, batch_idx: int) -> Tensor | None:
+def step_on_copies(
+    trainer: Any,
+    batch: Any,
+    batch_idx: int,
+    copy_of: Callable[[Any], Any],
+    **instead: object,
+) -> ShadowStep:
+    """Returns a Trainer's step, for a copy of its module.
+
+    Args:
+        trainer: The Trainer.
+        batch: The batch.
+        batch_idx: Its number.
+        copy_of: Copies the batch.
+        instead: Attributes of the Trainer that have changed since the step began.
+    """
+    stand_in = _trainer_stand_in(trainer, **instead)
+    loss_of = partial(_loss_of, trainer=stand_in, batch=batch, batch_idx=batch_idx, copy_of=copy_of)
+    loggers = zip(trainer.loggers, stand_in.loggers, strict=True)
+    return ShadowStep(loss_of, [(trainer, stand_in), *loggers])
+
+
+def _loss_of(
+    copied: nn.Module, *, trainer: Any, batch: Any, batch_idx: int, copy_of: Callable[[Any], Any]
+) -> Tensor | None:
     """Runs a step on a copy of the module as Lightning would; returns its part of the loss."""
     module: Any = copied
     if not module.automatic_optimization:
@@ -43,7 +64,7 @@ def _loss_of(copied: nn.Module, *, trainer: Any, batch: Any, batch_idx: int) -> 
     for part in module.modules():
         if hasattr(part, "automatic_optimization"):  # the module, or one of its own kind within
             part.log = part.log_dict = part.print = _nothing
-    batch = copy_in_fp32(batch)
+    batch = copy_of(batch)
     if module.on_train_batch_start(batch, batch_idx) == -1:
         return None  # the rest of the epoch is left out
     with_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)
@@ -109,7 +130,7 @@ class _Void:
         return self
 
 
-def _trainer_stand_in(trainer: Any) -> Any:
+def _trainer_stand_in(trainer: Any, **instead: object) -> Any:
     loggers = [_Logger(logger) for logger in trainer.loggers]
     strategy = trainer.strategy
     optimizers = [_optimizer_stand_in(optimizer) for optimizer in trainer.optimizers]
@@ -130,6 +151,7 @@ def _trainer_stand_in(trainer: Any) -> Any:
         lr_scheduler_configs=schedulers,
         progress_bar_callback=None,
         save_checkpoint=_nothing,
+        **instead,
     )
 
 

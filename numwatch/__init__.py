@@ -6,6 +6,7 @@ run, and works everything else out from that record.
 
 from importlib.metadata import version
 
+from numwatch.diagnose import diagnose
 from numwatch.errors import NumwatchError
 from numwatch.formats import get_format, quantize, round_to_block_format, round_to_format
 from numwatch.loop import watch
@@ -19,6 +20,7 @@ __all__ = [
     "NumwatchError",
     "Run",
     "TensorStats",
+    "diagnose",
     "get_format",
     "open_run",
     "quantize",

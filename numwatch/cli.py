@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from numwatch.errors import NumwatchError
+from numwatch.errors import NumwatchError, near
 
 # Newer versions of typer bring a click of their own.
 _USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -24,6 +24,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+_Run = Annotated[
+    Path,
+    typer.Argument(
+        help="The run's log directory, its folder `numwatch`, or any directory above just one."
+    ),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -68,12 +74,7 @@ def numwatch(
 
 @app.command()
 def report(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            help="The run's log directory, its folder `numwatch`, or any directory above just one."
-        ),
-    ],
+    run: _Run,
     as_json: _Json = False,
     epoch: Annotated[
         int | None, typer.Option(help="Just this epoch; the whole run by default.")
@@ -140,6 +141,55 @@ def report(
         raise NumwatchError(
             f"{_damage(summary.problems)} in {record.path}; the report rests on what is left"
         )
+
+
+@app.command()
+def diagnose(
+    run: _Run,
+    as_json: _Json = False,
+    fail_on: Annotated[
+        str,
+        typer.Option(
+            help="Exit with 1 where a finding is this bad or worse: critical, warning, info, never."
+        ),
+    ] = "critical",
+) -> None:
+    """Say what went wrong in a run: the first cause, its evidence, what to do about it.
+
+    What follows from a cause is told below it. Reads the record alone, so it works while the run is
+    under way, after a crash, and years later.
+    """
+    from rich.progress import Progress
+
+    from numwatch.diagnose import diagnose as find
+    from numwatch.diagnose.finding import SEVERITIES
+    from numwatch.record import open_run
+    from numwatch.report.finding_lines import diagnosis_lines, flattened
+    from numwatch.report.plain import plain
+    from numwatch.report.terminal import print_line, text_width
+
+    allowed = (*SEVERITIES, "never")
+    if fail_on not in allowed:
+        raise NumwatchError(
+            f"--fail-on is one of {', '.join(allowed)}; got {fail_on!r}{near(fail_on, allowed)}"
+        )
+    record = open_run(run)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading", total=record.rows("tensors"))
+        findings = find(record, progress=lambda rows: progress.advance(task, rows))
+    if as_json:
+        _print_json({"findings": plain(findings), "problems": list(record.problems)})
+    else:
+        console = Console()
+        for line in diagnosis_lines(findings, text_width(console)):
+            print_line(line, console)
+    if record.problems:
+        raise NumwatchError(
+            f"{_damage(record.problems)} in {record.path}; the diagnosis rests on what is left"
+        )
+    reached = allowed[: allowed.index(fail_on) + 1]
+    if fail_on != "never" and any(each.severity in reached for each in flattened(findings)):
+        raise typer.Exit(1)
 
 
 @app.command()

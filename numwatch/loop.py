@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from numwatch.errors import NumwatchError
+from numwatch.failures import CAPSULE_GB, MicroBatch
 from numwatch.record import RECORD_FOLDER
 from numwatch.session import Session, Settings, View
 from numwatch.shadow import LossOf, ShadowStep
@@ -54,16 +55,26 @@ class LoopWatch:
         self._session.begin_step(self._step)
         return self
 
-    def shadow(self, loss_of: LossOf) -> None:
-        """Runs the coming batch in FP32 on a copy of the model, every `shadow_every_n_steps`.
+    def shadow(self, loss_of: LossOf, batch: Any = None) -> None:
+        """Tells how the coming batch can be run on a copy of the model.
 
-        Call it before the step's own forward; on other steps it does nothing. The copy's gradients
-        are compared with the step's, and nothing of the run is changed.
+        Call it before the step's own forward. Every `shadow_every_n_steps` it runs the batch in
+        FP32 there and then, and the copy's gradients are compared with the step's. A step that
+        fails is run once more to find its origin, under the autocast that the model's forward ran
+        under. Nothing of the run is changed.
 
         Args:
-            loss_of: Returns the unscaled loss of the batch for the model it is given.
+            loss_of: Returns the unscaled loss of the batch for the model it is given; held until
+                the step ends.
+            batch: The batch, for the capsule of a step that fails: tensors in lists, tuples and
+                dictionaries.
         """
         self._session.shadow(lambda: ShadowStep(loss_of))
+        self._session.begin_batch(
+            lambda: MicroBatch(
+                lambda: ShadowStep(loss_of), batch, index=self._step, epoch=self._epoch
+            )
+        )
 
     def add_loss(self, loss: Tensor | float) -> None:
         """Adds a micro-batch's share of the loss, where a step is a window of several."""
@@ -78,6 +89,7 @@ class LoopWatch:
             loss: The step's unscaled loss, 0-d; kept as it is on its device.
         """
         self._session.add_loss(loss)
+        self._session.end_batch()
         self._session.end_step(epoch=self._epoch, batch=self._step)
         self._step += 1
         self._session.begin_step(self._step)
@@ -94,11 +106,13 @@ class LoopWatch:
         trace: TracebackType | None,
     ) -> None:
         """Takes every hook off, flushes, and prints the summary, after an exception too."""
+        if isinstance(error, Exception):
+            self._session.keep_capsule("exception", error)
         self._session.close()
         self._entered = None
 
 
-def watch(
+def watch(  # noqa: PLR0913  # the options of one call
     model: nn.Module,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     *,
@@ -113,6 +127,9 @@ def watch(
     strict: bool = False,
     update_samples: int | None = SAMPLES,
     shadow_every_n_steps: int = 0,
+    origin: bool = True,
+    capsule_gb: float = CAPSULE_GB,
+    audit: bool = True,
 ) -> LoopWatch:
     """Watches a plain PyTorch training loop.
 
@@ -146,6 +163,12 @@ def watch(
         update_samples: Elements of each parameter whose updates and optimizer state are measured,
             at most, on steps with full rows; None for all, 0 for none.
         shadow_every_n_steps: Let `LoopWatch.shadow` run every so many steps; 0 for never.
+        origin: Run a step that failed once more, on a copy of the model, where `LoopWatch.shadow`
+            has told how, to name the operation that made the first non-finite value.
+        capsule_gb: Size of the capsule, which keeps the first failed step, at most, in 10^9 bytes;
+            0 for none.
+        audit: Note each operation of the first step with full rows, its dtypes and shapes; a model
+            under `torch.compile` is left out.
 
     Raises:
         NumwatchError: A cadence or a number of samples is not one.
@@ -159,6 +182,9 @@ def watch(
         strict,
         update_samples,
         shadow_every_n_steps,
+        origin=origin,
+        capsule_gb=capsule_gb,
+        audit=audit,
     )
 
     def start(directory: Path) -> Session:
@@ -171,6 +197,7 @@ def watch(
             scaler=scaler,
             views=partial(_views, writer),
             console=Console() if summary else None,
+            announced=False,
         )
 
     return LoopWatch(Path(dir) / RECORD_FOLDER, start)

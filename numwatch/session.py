@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from numwatch.errors import NumwatchError
+from numwatch.failures import CAPSULE_GB, Failures, MicroBatch
 from numwatch.recipes import CollapseAlarm
 from numwatch.record import Recorder, events_of, open_run
 from numwatch.report import print_summary, summarize
@@ -19,6 +20,7 @@ from numwatch.report.trajectory_lines import collapse_line
 from numwatch.shadow import ShadowStep
 from numwatch.snapshot import SlotInfo, Snapshot
 from numwatch.stats import warm_up
+from numwatch.taps.flags import accumulation_flags
 from numwatch.taps.float8 import is_float8_linear
 from numwatch.taps.gate import Gate
 from numwatch.taps.sampling import SAMPLES
@@ -40,6 +42,9 @@ class Settings:
         update_samples: Elements of each parameter whose updates and optimizer state are measured;
             None for all, 0 for none.
         shadow_every_n_steps: Run the batch once more in FP32 every so many steps; 0 for never.
+        origin: Run a failed step once more to name the operation that made it fail.
+        capsule_gb: Size of the capsule of a failed step at most, in 10^9 bytes; 0 for none.
+        audit: Note the operations of the first step with full rows.
     """
 
     every_n_steps: int = EVERY_N_STEPS
@@ -49,6 +54,9 @@ class Settings:
     strict: bool = False
     update_samples: int | None = SAMPLES
     shadow_every_n_steps: int = 0
+    origin: bool = True
+    capsule_gb: float = CAPSULE_GB
+    audit: bool = True
 
     def __post_init__(self) -> None:
         """Refuses a cadence or a sample that is none, before any step (`NumwatchError`)."""
@@ -58,6 +66,11 @@ class Settings:
             raise NumwatchError(
                 "update_samples must be an integer of at least 0, or None for all elements; "
                 f"got {samples!r}"
+            )
+        size = self.capsule_gb
+        if not isinstance(size, (int, float)) or not size >= 0:
+            raise NumwatchError(
+                f"capsule_gb must be a number of at least 0, which keeps none; got {size!r}"
             )
 
     @property
@@ -91,7 +104,21 @@ class Session:
         scaler: Scaler | None = None,
         views: Callable[[], Sequence[View]] = tuple,
         console: Console | None = None,
+        announced: bool = True,
     ) -> None:
+        """Opens the record and puts the hooks in place.
+
+        Args:
+            model: What is watched.
+            directory: The record's folder.
+            settings: What the user chose.
+            precision: As Lightning names it.
+            optimizers: The model's.
+            scaler: The gradient scaler, where there is one.
+            views: Makes the places beside the record where snapshots are shown.
+            console: Where summaries go; None for nowhere.
+            announced: Whether `before_optimizer_step` and `see_loss` are called.
+        """
         self.directory = directory.absolute()  # the run may change its working directory
         self._gate = Gate(strict=settings.strict)
         self._gate.on_break = self._release
@@ -102,8 +129,10 @@ class Session:
         self._by_name: dict[str, SlotInfo] = {}
         self._collapse_alarm = CollapseAlarm()
         self._told_bytes = 0
+        self._told_unaudited = not settings.audit
         self._watch: Watch | None = None
         self._recorder: Recorder | None = None
+        self._failures: Failures | None = None
         with self._gate.watching():
             self._watch = Watch(
                 model,
@@ -112,6 +141,7 @@ class Session:
                 settings.include,
                 settings.exclude,
                 settings.update_samples,
+                audit=settings.audit,
             )
             self._recorder = Recorder.open(
                 self.directory,
@@ -119,16 +149,31 @@ class Session:
                 device=_device_name(model),
                 arguments=asdict(settings),
                 versions=_versions(),
+                flags=accumulation_flags(model),
             )
             # Compiling belongs to no step. It takes seconds once in an environment.
             if device_of(model).type == "cpu":
                 warm_up((torch.float32, torch.bfloat16, torch.float16))
             self._views = views()
             self._watch.attach(optimizers, scaler)
+            if settings.origin or settings.capsule_gb:
+                self._failures = Failures(
+                    model,
+                    self._watch,
+                    self._recorder,
+                    self._gate,
+                    precision=precision,
+                    optimizers=optimizers,
+                    scaler=scaler,
+                    origin=settings.origin,
+                    capsule_gb=settings.capsule_gb,
+                    announced=announced,
+                )
 
     @property
     def watching(self) -> bool:
         """Whether the watching goes on; where it has ended by an error, nothing is left behind."""
+        self._gate.settle()
         if self._gate.broken and self._watch is not None:
             self._release()
         return self._watch is not None
@@ -148,6 +193,9 @@ class Session:
                     seconds = self._gate.take_seconds()
                     self._recorder.event("start", step, numwatch_seconds=seconds)
                 self._watch.begin(step)
+                if self._recorder and not self._told_unaudited and self._watch.unaudited:
+                    self._told_unaudited = True
+                    self._recorder.event("audit", step, note=self._watch.unaudited)
 
     def shadow(self, step: Callable[[], ShadowStep]) -> None:
         """Runs the coming micro-batch in FP32 first, where that is due."""
@@ -155,17 +203,45 @@ class Session:
             with self._gate.watching():
                 self._watch.shadow(step)
 
+    def begin_batch(self, batch: Callable[[], MicroBatch]) -> None:
+        """Takes note of a micro-batch before its forward, in case that it fails."""
+        if self._failures and self.watching:
+            with self._gate.watching():
+                self._failures.begin_batch(batch())
+
+    def see_loss(self, loss: Tensor) -> None:
+        """Takes note of the loss as backward starts from it, times the loss scale."""
+        if self._failures and self.watching:
+            with self._gate.watching():
+                self._failures.see_loss(loss)
+
+    def end_batch(self) -> None:
+        """Looks into a micro-batch that failed, before its step ends, and lets go of it."""
+        if self._failures and self.watching:
+            with self._gate.watching():
+                self._failures.end_batch()
+
+    def keep_capsule(self, why: str, error: BaseException | None = None) -> None:
+        """Keeps a capsule of the micro-batch under way, where there is one and none is kept yet."""
+        if self._failures and self.watching:
+            with self._gate.watching():
+                self._failures.keep_capsule(why, error)
+
     def add_loss(self, loss: Tensor | float | None) -> None:
         """Adds a micro-batch's share of the step's unscaled loss."""
         if loss is not None and self.watching and self._watch:
             with self._gate.watching():
                 self._watch.add_loss(loss)
+                if self._failures:
+                    self._failures.add_loss(loss)
 
     def before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Looks at the gradients between unscaling and clipping."""
         if self.watching and self._watch:
             with self._gate.watching():
                 self._watch.before_optimizer_step(optimizer)
+                if self._failures:
+                    self._failures.before_optimizer_step(optimizer)
 
     def end_step(self, *, epoch: int = 0, batch: int = 0) -> None:
         """Closes the step, after the optimizer's step and the scaler's update."""
@@ -195,6 +271,7 @@ class Session:
 
     def close(self) -> None:
         """Takes numwatch off the model, flushes, and prints the summary of the whole run."""
+        self._gate.settle()
         if self._watch is None:
             return
         self._watch.detach()
@@ -216,6 +293,8 @@ class Session:
             for kind, details in events_of(snapshot):
                 self._recorder.event(kind, snapshot.step, **details)
             self._warn_of_collapse(snapshot)
+            if self._failures:
+                self._failures.see(snapshot)
             if _worth_showing(snapshot):
                 for view in self._views:
                     view.write(snapshot, self._by_name, snapshot.step)
@@ -244,6 +323,9 @@ class Session:
         """Lets go of the model and the record, whatever state either is in."""
         if self._watch is not None:
             self._watch.detach()
+        if self._failures is not None:
+            self._failures.detach()
+            self._failures = None
         recorder, self._recorder, self._watch = self._recorder, None, None
         if recorder is not None:
             with self._gate.watching():

@@ -84,7 +84,7 @@ class ShadowPass:
         try:
             self._run(step, collector)
         except Exception as error:  # noqa: BLE001  # the user's own step on a copy: anything
-            self.fault = _reason(error)
+            self.fault = reason(error)
         if self.fault is None:
             return collector.take()
         # After the clause, which held what the step had allocated.
@@ -96,7 +96,7 @@ class ShadowPass:
         return {}
 
     def _run(self, step: ShadowStep, collector: SampleCollector) -> None:
-        if _is_distributed():
+        if is_distributed():
             raise NumwatchError("the run is distributed, and a step of one rank alone could hang")
         with apart(self._model):
             shadow = copy_in_fp32(self._model, step.stand_ins)
@@ -160,13 +160,15 @@ def _forget_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def _is_distributed() -> bool:
+def is_distributed() -> bool:
+    """Whether other processes take part in each step."""
     distributed = torch.distributed
     available = distributed.is_available() and distributed.is_initialized()
     return available and distributed.get_world_size() > 1
 
 
-def _reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
+    """Returns an error's first line, with its class where it is not numwatch's own."""
     if isinstance(error, NumwatchError):
         return str(error)
     first, *_ = str(error).strip().split("\n")

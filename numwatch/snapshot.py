@@ -237,6 +237,46 @@ class Shadow:
 
 
 @dataclass(frozen=True)
+class Operation:
+    """An operation of one step, or several that are alike, as the dispatcher got them.
+
+    Attributes:
+        order: Position of the first of them in the step.
+        module: Path of the innermost module at work; in backward of the one whose gradient it
+            computes. "" for the root or none.
+        operation: Name of the overload, "aten.addmm.default".
+        phase: "forward" or "backward".
+        dtypes: Dtypes of the tensors it took, without `torch.`.
+        shapes: Their shapes.
+        output: Dtype of the first tensor it returned, or None.
+        count: How many there were.
+        gemm: Of matrix products "forward", "dgrad" (the gradient of the first operand), "wgrad"
+            (of the second); None of others, and where it is not known whose gradient it is.
+        m: Rows of the product [m, k] · [k, n]; None of other operations.
+        n: Its columns.
+        k: Its inner dimension.
+        contiguous: Whether BLAS takes both operands without a copy.
+        amax: Largest magnitude of the finite and infinite results (NaN where one is NaN), measured
+            of some operations that ran in FP16 or BF16; else None.
+    """
+
+    order: int
+    module: str
+    operation: str
+    phase: str
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    output: str | None
+    count: int
+    gemm: str | None = None
+    m: int | None = None
+    n: int | None = None
+    k: int | None = None
+    contiguous: bool | None = None
+    amax: float | None = None
+
+
+@dataclass(frozen=True)
 class StepScalars:
     """The scalars of one optimizer step; None where not measured, see DESIGN's `steps` columns.
 
@@ -275,7 +315,8 @@ class StepScalars:
 class Snapshot:
     """One optimizer step as numwatch saw it; `rows` is None on steps whose tensors were not.
 
-    `updates` and `states` come with full rows, `shadows` with those that had a shadow step.
+    `updates` and `states` come with full rows, `shadows` with those that had a shadow step,
+    `operations` with the first full rows of an attempt.
     """
 
     step: int
@@ -284,6 +325,7 @@ class Snapshot:
     updates: tuple[Update, ...] = ()
     states: tuple[OptimizerState, ...] = ()
     shadows: tuple[Shadow, ...] = ()
+    operations: tuple[Operation, ...] = ()
 
 
 def path_of(slot: str) -> str:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from numwatch.errors import NumwatchError
 from numwatch.shadow import ShadowPass, ShadowStep
 from numwatch.snapshot import SlotInfo, Snapshot
+from numwatch.taps.audit import Audit
 from numwatch.taps.collector import Collector
 from numwatch.taps.comparison import Comparison
 from numwatch.taps.culprits import Culprits
@@ -95,6 +96,8 @@ class Watch:
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
         update_samples: int | None = SAMPLES,
+        *,
+        audit: bool = False,
     ) -> None:
         self.gate = gate
         self.step: int | None = None
@@ -102,6 +105,8 @@ class Watch:
         self._taps, slots = select(model, include, exclude)
         self._comparison = Comparison(len(slots))
         self._collector = Collector(self._taps, slots, gate, self._compare)
+        self._audit = Audit(model, gate)
+        self._audit_due = audit
         self._shadow_pass = ShadowPass(model, self._taps)
         self._shadow_bytes = 0
         self._shadow_due = False
@@ -135,6 +140,32 @@ class Watch:
         return self._slots
 
     @property
+    def unaudited(self) -> str | None:
+        """Why the operations of no step are noted; None where they are."""
+        return self._audit.fault
+
+    @property
+    def loss_scale(self) -> Tensor | float:
+        """The loss scale that was in force when the step under way began, on the device."""
+        value = self._tape.value(loss_scale_column(0))
+        return loss_scale(self._scaler) if value is None else value
+
+    @property
+    def stepped(self) -> bool:
+        """Whether, as far as the host knows, weights have changed since the step began."""
+        return self._optimizer_taps.changed
+
+    @property
+    def announced(self) -> bool:
+        """Whether somebody has told of an optimizer's turn since then."""
+        return self._optimizer_taps.turns > 0
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the host knows that the scaler has left out an optimizer since then."""
+        return self._optimizer_taps.skipped(self._scaler)
+
+    @property
     def bytes(self) -> int:
         """Memory numwatch holds on the devices, at its most so far."""
         updates = self._updates.bytes if self._updates else 0
@@ -162,6 +193,7 @@ class Watch:
         Its forwards are not the step's, and torch leaves its fast path for inference where a
         module carries hooks.
         """
+        self._audit.stop()
         if self._module_handles:
             self._paused_mode, self.gate.mode = self.gate.mode, Mode.OFF
         _remove(self._module_handles)
@@ -194,6 +226,9 @@ class Watch:
                 weight = weight_of(tap.module)
                 if "weight" in tap.slots and weight is not None and not is_lazy(weight):
                     self._collector.see(tap.slots["weight"], weight, tap)
+        if self._audit_due and self.gate.mode is Mode.FULL:
+            self._audit_due = False
+            self._audit.start()
 
     def shadow(self, step: Callable[[], ShadowStep]) -> None:
         """Runs the step's first micro-batch in FP32, before the run does, where that is due."""
@@ -219,6 +254,7 @@ class Watch:
 
     def end(self, *, epoch: int = 0, batch: int = 0) -> None:
         """Closes the step, after the optimizer's step and the scaler's update."""
+        self._audit.stop()
         if self.step is None:
             return
         lr = _learning_rate(self._optimizers)
@@ -231,7 +267,9 @@ class Watch:
         seen = None
         if self.gate.mode:
             updates = self._updates.take() if self._updates else []
-            seen = Seen(self._collector.send(), updates, self._comparison.send())
+            seen = Seen(
+                self._collector.send(), updates, self._comparison.send(), self._audit.send()
+            )
         _remove(self.gate.step_handles)
         self.gate.mode = Mode.OFF
         inside = self.gate.take_seconds()

@@ -57,7 +57,7 @@ def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
 
 
 def entries_table(snapshots: Sequence[Snapshot], attempt: int, name: str) -> pa.Table:
-    """Returns the rows of the `updates`, `states` or `shadows` of snapshots, step by step."""
+    """Returns the rows of a table whose columns are the attributes of its entries, by step."""
     entries = [
         (snapshot.step, entry) for snapshot in snapshots for entry in getattr(snapshot, name)
     ]

@@ -28,6 +28,7 @@ class Part:
         table: Name of the table it belongs to.
         first: Its lowest step.
         last: Its highest step.
+        rows: How many rows it holds.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Part:
     number: int
     first: int
     last: int
+    rows: int
 
 
 def write_part(directory: Path, name: str, attempt: int, number: int, table: pa.Table) -> Path:
@@ -97,9 +99,11 @@ def open_part(path: Path, name: str, attempt: int, number: int) -> Part:
             file.metadata.row_group(i).column(column).statistics
             for i in range(file.metadata.num_row_groups)
         ]
+        rows = file.metadata.num_rows
     if not ranges or not all(ranges):
         raise ValueError("it holds no rows")
-    return Part(path, name, attempt, number, min(r.min for r in ranges), max(r.max for r in ranges))
+    first, last = min(r.min for r in ranges), max(r.max for r in ranges)
+    return Part(path, name, attempt, number, first, last, rows)
 
 
 def read_part(part: Part, columns: list[str] | None = None) -> pa.Table:

@@ -27,7 +27,7 @@ from numwatch.snapshot import SlotInfo, Snapshot
 FLUSH_SECONDS = 30.0
 # A packed row takes 2 KiB, so this bounds what waits in memory to 32 MiB and a few steps.
 MAX_BUFFERED_ROWS = 16_384
-_ENTRIES = ("updates", "states", "shadows")
+_ENTRIES = ("updates", "states", "shadows", "operations")
 
 
 @final
@@ -60,6 +60,7 @@ class Recorder:
         device: str,
         arguments: Mapping[str, Any],
         versions: Mapping[str, str] | None = None,
+        flags: Mapping[str, Any] | None = None,
         flush_seconds: float = FLUSH_SECONDS,
     ) -> "Recorder":
         """Starts a record in `directory`, or the next attempt of the one that is there.
@@ -70,6 +71,7 @@ class Recorder:
             device: What the run computes on.
             arguments: What the user chose; values JSON does not know are kept as text.
             versions: Versions of what matters to the run.
+            flags: torch's switches for what GEMMs accumulate in.
             flush_seconds: A write flushes when the last flush is at least so long ago.
 
         Raises:
@@ -81,6 +83,7 @@ class Recorder:
             "device": device,
             "arguments": dict(arguments),
             "versions": {"numwatch": _own_version(), **(versions or {})},
+            "flags": dict(flags or {}),
             "slots": [],
         }
         with _writing(directory):

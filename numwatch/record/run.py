@@ -90,6 +90,12 @@ class Run:
         """The device of the last attempt, "unknown" where its manifest was lost."""
         return str(self.attempts[-1].get("device", "unknown"))
 
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The switches for what GEMMs accumulate in, of the last attempt; empty where lost."""
+        flags = self.attempts[-1].get("flags")
+        return flags if isinstance(flags, dict) else {}
+
     def steps(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `steps` table, from step `first` to step `last`, both included."""
         return self._table("steps", first=first, last=last)
@@ -124,6 +130,10 @@ class Run:
         """Yields any table of `TABLES` in such pieces."""
         return self._tables(table, first, last, None)
 
+    def rows(self, table: str) -> int:
+        """Returns how many rows a table has, repeated steps of earlier attempts included."""
+        return sum(part.rows for part in self._parts[table])
+
     def updates(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `updates` table: what each parameter's updates would lose in each format."""
         return self._table("updates", first=first, last=last)
@@ -135,6 +145,10 @@ class Run:
     def shadows(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `shadows` table: gradients beside those of the same batch in FP32."""
         return self._table("shadows", first=first, last=last)
+
+    def operations(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
+        """Returns the `operations` table: what ran in the first step that was recorded whole."""
+        return self._table("operations", first=first, last=last)
 
     def events(self) -> list[dict[str, Any]]:
         """Returns the lines of `events.jsonl`: attempt, step, kind and what belongs to the kind."""

@@ -115,12 +115,34 @@ SHADOWS = _schema(
 )
 """One row per gradient slot and shadow step; see `numwatch.snapshot.Shadow`."""
 
+OPERATIONS = _schema(
+    ("attempt", pa.int32(), _ALWAYS),
+    ("step", pa.int64(), _ALWAYS),
+    ("order", pa.int32(), _ALWAYS),
+    ("module", pa.string(), _ALWAYS),
+    ("operation", pa.string(), _ALWAYS),
+    ("phase", pa.string(), _ALWAYS),
+    ("dtypes", pa.list_(pa.string()), _ALWAYS),
+    ("shapes", pa.list_(pa.list_(pa.int64())), _ALWAYS),
+    ("output", pa.string(), _NULLABLE),
+    ("count", pa.int64(), _ALWAYS),
+    ("gemm", pa.string(), _NULLABLE),
+    ("m", pa.int64(), _NULLABLE),
+    ("n", pa.int64(), _NULLABLE),
+    ("k", pa.int64(), _NULLABLE),
+    ("contiguous", pa.bool_(), _NULLABLE),
+    ("amax", pa.float64(), _NULLABLE),
+)
+"""One row per different operation of the step that was audited; see `numwatch.snapshot.Operation`.
+"""
+
 TABLES = {
     "tensors": TENSORS,
     "steps": STEPS,
     "updates": UPDATES,
     "states": STATES,
     "shadows": SHADOWS,
+    "operations": OPERATIONS,
 }
 """Name of a table, which is its folder's too, to its columns."""
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from numwatch.formats import Format
+from numwatch.record.slot_formats import judged_format, known_format, stored_in
 from numwatch.record.totals import CastTotals, SlotTotals
-from numwatch.report.slot_formats import judged_format, known_format, stored_in
 from numwatch.report.verdict import VERDICTS, share_of, verdict_of
 from numwatch.snapshot import GRADIENT_ROLES, ROLES, Cast, Rows, SlotInfo, role_of
 from numwatch.stats import Bounded, TensorStats, estimate_flushed

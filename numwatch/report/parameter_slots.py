@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from numwatch.record.slot_formats import known_format
 from numwatch.report.figures import SlotFigures
-from numwatch.report.slot_formats import known_format
 from numwatch.snapshot import ROLES, UPDATE_ROLE, SlotInfo, role_of
 
 # Wider state has the range to hold what small gradients leave there.

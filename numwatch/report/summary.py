@@ -1,7 +1,5 @@
 """`summarize`: what a person should know of a run or of one epoch of it."""
 
-import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +14,7 @@ from numwatch.record.totals import Totals, read_totals
 from numwatch.report.coverage import Coverage
 from numwatch.report.figures import SlotFigures, totals_figures
 from numwatch.report.parameter_slots import in_trouble, is_parameters, low_format
+from numwatch.report.plain import plain
 from numwatch.report.scale_window import ScaleWindow, scale_window
 from numwatch.report.shadow_figures import ShadowFigures, beside_estimates, read_shadows
 from numwatch.report.state_figures import StateFigures, read_states
@@ -89,8 +88,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON; what it has no number for reads "Infinity" or "NaN"."""
-        content = _plain(dataclasses.asdict(self))
-        assert isinstance(content, dict)  # noqa: S101  # for mypy
+        content: dict[str, Any] = plain(self)
         return content
 
 
@@ -215,13 +213,3 @@ def _within(event: Mapping[str, Any], first: int | None, last: int | None) -> bo
 def _loss(steps: pa.Table) -> tuple[float, float] | None:
     losses = steps.filter(pc.field("loss").is_valid())
     return _ends(losses, "loss") if losses.num_rows else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{'-' if value < 0 else ''}Infinity"
-    return value

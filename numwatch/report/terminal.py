@@ -23,9 +23,13 @@ _SHOWN_SECONDS = 0.05
 def print_summary(summary: Summary, console: Console | None = None) -> None:
     """Prints a summary, by default to standard output."""
     console = console or Console()
-    width = console.width if console.is_terminal else max(console.width, NARROWEST_FILE)
-    for line in summary_lines(summary, width):
+    for line in summary_lines(summary, text_width(console)):
         print_line(line, console)
+
+
+def text_width(console: Console) -> int:
+    """Returns how many cells a line may take."""
+    return console.width if console.is_terminal else max(console.width, NARROWEST_FILE)
 
 
 def print_line(line: Text, console: Console) -> None:

@@ -8,6 +8,7 @@ from numwatch.snapshot import Snapshot, StepScalars, join_rows
 from numwatch.taps.collector import SentRows
 from numwatch.taps.comparison import SentComparison
 from numwatch.taps.culprits import SentCulprits
+from numwatch.taps.operations import SentOperations
 from numwatch.taps.parcel import Parcel
 from numwatch.taps.sent_updates import SentUpdates
 from numwatch.taps.tape import SentTape, found_inf_column, is_turn
@@ -40,6 +41,7 @@ class Seen:
     rows: SentRows
     updates: Sequence[SentUpdates]
     comparison: SentComparison
+    operations: SentOperations | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Delivery:
         if self.seen is not None:
             parcels += [self.seen.rows.parcel, self.seen.comparison.parcel]
             parcels += [parcel for update in self.seen.updates for parcel in update.parcels]
+            if self.seen.operations is not None:
+                parcels.append(self.seen.operations.parcel)
         return parcels
 
 
@@ -146,4 +150,5 @@ def _with_rows(snapshot: Snapshot, seen: Seen, loss_scales: Sequence[float]) -> 
         updates=tuple(update for sent in taken for update in sent.updates()),
         states=tuple(state for sent in taken for state in sent.states()),
         shadows=seen.comparison.shadows(seen.rows.names),
+        operations=() if seen.operations is None else seen.operations.arrived(),
     )

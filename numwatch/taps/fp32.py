@@ -1,4 +1,4 @@
-"""A second run of a step, in FP32: copies of what it runs on, and surroundings that forget it."""
+"""A second run of a step: copies of what it runs on, in FP32 or not, and what forgets it."""
 
 import copy
 import random
@@ -41,17 +41,19 @@ def copy_in_fp32(value: T, stand_ins: StandIns = ()) -> T:
     Raises:
         NumwatchError: A part of a module copies itself as itself.
     """
-    memo = {id(real): stand_in for real, stand_in in stand_ins}
-    with _FP32Copies():
-        copied = copy.deepcopy(value, memo)
-    if isinstance(copied, nn.Module) and isinstance(value, nn.Module):
-        _require_own_parts(copied, value)
+    copied = _copied(value, stand_ins, _widened)
+    if isinstance(copied, nn.Module):
         convert: Callable[[Callable[[Tensor], Tensor]], object] = copied._apply  # noqa: SLF001
         convert(_widened)  # `float()` would take FP64 down
         for module in copied.modules():
             if is_float8_linear(module):
                 turn_plain(module)
     return copied
+
+
+def copy_exactly(value: T, stand_ins: StandIns = ()) -> T:
+    """Returns a deep copy likewise, in which tensors and modules are bit for bit what they were."""
+    return _copied(value, stand_ins, _same)
 
 
 def empty(model: nn.Module) -> None:
@@ -66,10 +68,25 @@ def empty(model: nn.Module) -> None:
 def apart(model: nn.Module) -> Iterator[None]:
     """Surroundings in which a copy of `model` may train a step and leave no trace.
 
+    Those of `forgotten`; besides, new tensors are FP32, and products are not rounded to TF32 or
+    BF16.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(forgotten(model))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        stack.enter_context(_whole_products())
+        yield
+
+
+@contextmanager
+def forgotten(model: nn.Module) -> Iterator[None]:
+    """Surroundings in which a copy of `model` may train a step as the model itself would.
+
     Random numbers come as they would come to the model, and are drawn again by it: torch's global
     generators of the CPU and the model's devices, numpy's and Python's. Autocast is off, gradients
-    are on, new tensors are FP32, products are not rounded to TF32 or BF16, and compiled modules run
-    eagerly. A call of one of the model's own modules raises `NumwatchError`.
+    are on, and compiled modules run eagerly. A call of one of the model's own modules raises
+    `NumwatchError`.
     """
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     kinds = {"cpu"} | {device.type for device in devices}
@@ -80,11 +97,8 @@ def apart(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())  # noqa: NPY002  # users' own
-        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-        torch.set_default_dtype(torch.float32)
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_whole_products())
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_untouched(model))
@@ -101,8 +115,21 @@ def widen_arguments(
     return widened
 
 
-class _FP32Copies(TorchFunctionMode):
-    """Deep copies of tensors taken within it are FP32 where they were lower."""
+def _copied(value: T, stand_ins: StandIns, convert: Callable[[Tensor], Tensor]) -> T:
+    memo = {id(real): stand_in for real, stand_in in stand_ins}
+    with _Copies(convert):
+        copied = copy.deepcopy(value, memo)
+    if isinstance(copied, nn.Module) and isinstance(value, nn.Module):
+        _require_own_parts(copied, value)
+    return copied
+
+
+class _Copies(TorchFunctionMode):
+    """Deep copies of tensors taken within it are converted, and leaves where they were none."""
+
+    def __init__(self, convert: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._convert = convert
 
     def __torch_function__(
         self,
@@ -117,8 +144,9 @@ class _FP32Copies(TorchFunctionMode):
         if id(tensor) in memo:
             return memo[id(tensor)]
         copied = tensor.__deepcopy__(memo) if tensor.is_leaf else tensor.detach().clone()
-        if is_low(copied.dtype):
-            copied = copied.detach().float().requires_grad_(tensor.requires_grad)
+        converted = self._convert(copied)
+        if converted is not copied:
+            copied = converted.detach().requires_grad_(tensor.requires_grad)
         memo[id(tensor)] = copied
         return copied
 
@@ -147,6 +175,10 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if is_low(tensor.dtype) else tensor
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @contextmanager

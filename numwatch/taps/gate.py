@@ -42,6 +42,7 @@ class Gate:
         self._spent_ns = 0
         self._depth = 0
         self._held = False
+        self._waiting: list[Callable[[], bool]] = []
 
     @property
     def open(self) -> bool:
@@ -68,6 +69,7 @@ class Gate:
             self._depth -= 1
             if self._depth == 0:
                 self._spent_ns += time.perf_counter_ns() - start
+                self.settle()
 
     @contextmanager
     def hooks_stay(self) -> Iterator[None]:
@@ -77,6 +79,21 @@ class Gate:
             yield
         finally:
             self._held = False
+
+    def when_free(self, task: Callable[[], bool]) -> None:
+        """Does what can't be done inside `watching`, which puts dispatch modes aside.
+
+        Args:
+            task: Returns whether it could be done; if not it is tried again later.
+        """
+        self._waiting.append(task)
+        if not self._depth:
+            self.settle()
+
+    def settle(self) -> None:
+        """Tries again what had to wait."""
+        if self._waiting:
+            self._waiting = [task for task in self._waiting if not task()]
 
     def take_seconds(self) -> float:
         """Returns the host seconds charged since the last call."""

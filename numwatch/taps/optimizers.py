@@ -1,5 +1,6 @@
 """Hooks on optimizers: whether each was really stepped, its gradients, and what its step did."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -99,6 +100,29 @@ class OptimizerTaps:
             unsure = handles_unscaling(optimizer)
             if not seen and (unsure or self.stepped[position] < expected):
                 self._culprits.look(self._tape.line, position, optimizer)
+
+    def skipped(self, scaler: Scaler | None) -> bool:
+        """Whether the host knows that a scaler has left out an optimizer of the step under way.
+
+        Of a fused optimizer it knows on a CPU alone.
+        """
+        if scaler is None:
+            return False
+        if not self.turns and not any(self.stepped):
+            return True
+        if any(self._flagged(i) for i in range(len(self._optimizers))):
+            return True
+        return any(map(operator.lt, self.stepped, self.announced))
+
+    @property
+    def changed(self) -> bool:
+        """Whether, as far as the host knows, an optimizer has changed weights since `reset`."""
+        return any(count and not self._flagged(i) for i, count in enumerate(self.stepped))
+
+    def _flagged(self, position: int) -> bool:
+        """Whether an optimizer's gradients were found non-finite, where that can be read."""
+        flag = self._tape.value(found_inf_column(position))
+        return flag is not None and flag.device.type == "cpu" and bool(flag)
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Takes what a scaler hands a fused optimizer for the time of its step."""

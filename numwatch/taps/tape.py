@@ -90,6 +90,10 @@ class Tape:
             value = value.detach().reshape(()).to(cell.device, non_blocking=True)
         cell.add_(value)
 
+    def value(self, column: str) -> Tensor | None:
+        """Returns a value of the step under way, on the device; None where none was written."""
+        return self._cells[self.line][column] if column in self._written else None
+
     def next(self) -> None:
         """Ends the step under way."""
         self.line += 1

@@ -1,0 +1,285 @@
+"""How long the diagnosis of a long run takes, and how much memory.
+
+    python benchmarks/diagnose.py                          # 10,000 steps of 1,000 slots
+    python benchmarks/diagnose.py --steps 1000 --slots 100
+
+Writes a record with every slot at every step, each fifth of them whole (by default numwatch records
+a tenth of this), in parts as large as `Recorder`'s. Another process then reads and diagnoses it, so
+that its peak of memory is its own. The run is one in 16-mixed that is healthy but for one layer.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from machine import machine
+from rich.progress import Progress, track
+
+from numwatch.record import Recorder
+from numwatch.record.parts import write_part
+from numwatch.record.schema import TABLES
+from numwatch.snapshot import GRADIENT_ROLES, ROLES, SlotInfo
+
+RESULTS = Path(__file__).parent / "results" / "diagnose-cpu.json"
+SECONDS, GIB = 30.0, 2.0
+"""What it may take."""
+PART_ROWS = 16_384
+NUMEL = 1 << 20
+LOSS_SCALE = 2.0**16
+STORAGES = ("fp16", "bf16", "e4m3", "e5m2")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def slots_of(count: int) -> list[SlotInfo]:
+    """Returns so many slots: of Linears in FP16 in all roles, and their weights' updates and state.
+
+    A layer takes nine: six roles, `update`, `exp_avg` and `exp_avg_sq`.
+    """
+    infos = []
+    for order in range(-(-count // 9)):
+        layer, weight = f"blocks.{order}.fc", f"blocks.{order}.fc.weight"
+        for role in ROLES:
+            dtype, fmt = "float16", "fp16"
+            infos.append(_info(layer, role, "Linear", dtype, fmt, order))
+        infos += [
+            _info(weight, role, "AdamW", "float32", "fp32", None) for role in ("update", *_MOMENTS)
+        ]
+    return infos[:count]
+
+
+def tables(
+    infos: list[SlotInfo], steps: range, full_every: int, generator: np.random.Generator
+) -> Iterator[tuple[str, pa.Table]]:
+    """Yields what the steps' parts hold, by table."""
+    yield "steps", steps_table(steps, generator)
+    yield "tensors", tensors_table(infos, steps, full_every, generator)
+    full = [step for step in steps if step % full_every == 0]
+    updates = [info.slot for info in infos if info.role == "update"]
+    moments = [info.slot for info in infos if info.role in _MOMENTS]
+    if full and updates:
+        yield "updates", updates_table(updates, full, generator)
+    if full and moments:
+        yield "states", states_table(moments, full, generator)
+
+
+def steps_table(steps: range, generator: np.random.Generator) -> pa.Table:
+    """Returns a loss that falls, and a scale that doubles and falls back every 2000 steps."""
+    n = len(steps)
+    step = np.arange(steps.start, steps.stop)
+    skipped = step % 2000 == 1999
+    return _table(
+        "steps",
+        n,
+        step=step,
+        loss=2.0 + 3.0 * np.exp(-step / 2000) + 0.05 * generator.normal(size=n),
+        lr=np.full(n, 1e-3),
+        grad_norm=np.where(skipped, np.inf, np.exp2(0.2 * generator.normal(size=n))),
+        loss_scale_before=np.full(n, LOSS_SCALE),
+        loss_scale_after=np.full(n, LOSS_SCALE),
+        found_inf=skipped,
+        skipped=skipped,
+    )
+
+
+def tensors_table(
+    infos: list[SlotInfo], steps: range, full_every: int, generator: np.random.Generator
+) -> pa.Table:
+    """Returns lognormal tensors of every slot at every step, histograms at full ones."""
+    m, n = len(infos), len(infos) * len(steps)
+    step = np.repeat(np.arange(steps.start, steps.stop), m)
+    full = step % full_every == 0
+    gradient = np.array([info.role in GRADIENT_ROLES for info in infos])
+    ill = np.array([info.module == "blocks.2.fc" for info in infos]) & gradient
+    center = np.where(ill, -23, np.where(gradient, -8, -2))
+    place = np.tile(np.arange(m), len(steps))
+    shape = np.exp2(-(((np.arange(30) - 15) / 4.0) ** 2))
+    counts = (shape / shape.sum() * 0.9 * NUMEL).astype(np.int64)
+    first = center[place] - 15
+    # FP16 gradients have nothing below 2^-24; what was there is zero.
+    gone = np.clip(-24 - first, 0, 30) * gradient[place]
+    lengths = np.where(full, 30 - gone, 0)
+    kept = (np.arange(30)[None] >= gone[full][:, None]).ravel()
+    values = np.tile(counts, int(full.sum()))
+    values = (values + generator.integers(0, 256, len(values)))[kept]
+    sums = np.concatenate([[0], np.cumsum(values)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    binades = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), mask=pa.array(~full))
+    rms = np.exp2(center[place] + 0.1 * generator.normal(size=n))
+    zeros = NUMEL - (sums[offsets[1:]] - sums[offsets[:-1]])
+    return _table(
+        "tensors",
+        n,
+        step=step,
+        slot=pa.array([info.slot for info in infos] * len(steps)),
+        calls=np.ones(n, np.int64),
+        numel=np.full(n, NUMEL),
+        zeros=_where(full, zeros),
+        pow2s=_where(full, np.where(gone > 0, np.append(values, 0)[offsets[:-1]], 0)),
+        amax=np.exp2(first + 29.0) * generator.uniform(1.1, 1.9, n),
+        amin=_where(full, np.where(gone > 0, 2.0**-24, 1.25 * np.exp2(first))),
+        sum=_where(full, 0.01 * rms * NUMEL),
+        sumsq=_where(full, rms * rms * NUMEL),
+        loss_scale=np.where(gradient[place], LOSS_SCALE, 1.0),
+        binade_first=_where(full, (first + gone).astype(np.int16)),
+        binades=binades,
+    )
+
+
+def updates_table(slots: list[str], full: list[int], generator: np.random.Generator) -> pa.Table:
+    """Returns updates of FP32 weights, judged for each storage."""
+    n = len(slots) * len(full) * len(STORAGES)
+    each = len(slots) * len(STORAGES)
+    swallowed = generator.uniform(0.1, 0.6, n)
+    return _table(
+        "updates",
+        n,
+        step=np.repeat(full, each),
+        slot=pa.array([slot for slot in slots for _ in STORAGES] * len(full)),
+        storage=pa.array(list(STORAGES) * (len(slots) * len(full))),
+        sampled=np.full(n, 1 << 13),
+        nonzero=np.full(n, 1 << 13),
+        numel=np.full(n, NUMEL),
+        ratio=np.full(n, 1e-3),
+        swallowed=swallowed,
+        deferred=swallowed,
+        edq=np.ones(n),
+        edq_normalised=np.ones(n),
+        lost=np.zeros(n, np.bool_),
+        intended=pa.array(["applied"] * n),
+    )
+
+
+def states_table(slots: list[str], full: list[int], generator: np.random.Generator) -> pa.Table:
+    """Returns Adam's state in FP32, healthy."""
+    n = len(slots) * len(full)
+    second = np.tile([slot.endswith("exp_avg_sq") for slot in slots], len(full))
+    return _table(
+        "states",
+        n,
+        step=np.repeat(full, len(slots)),
+        slot=pa.array(slots * len(full)),
+        dtype=pa.array(["float32"] * n),
+        sampled=np.full(n, 1 << 13),
+        eps=_where(second, np.full(n, 1e-8)),
+        eps_stored=_where(second, np.full(n, 1e-8)),
+        decay=np.where(second, 0.999, 0.9),
+        decay_stored=np.where(second, 0.999, 0.9),
+        below_eps=_where(second, np.zeros(n)),
+        vanished=_where(second, np.zeros(n)),
+        rms=_where(second, np.abs(1 + 0.1 * generator.normal(size=n))),
+    )
+
+
+def write(directory: Path, steps: int, slots: int, full_every: int) -> int:
+    """Writes the record; returns the rows of its `tensors` table."""
+    infos = slots_of(slots)
+    generator = np.random.default_rng(0)
+    with Recorder.open(directory, precision="16-mixed", device="cpu", arguments={}) as recorder:
+        recorder.describe(infos)
+    height = max(PART_ROWS // slots, 1)
+    for number, start in enumerate(track(range(0, steps, height), "writing")):
+        some = range(start, min(start + height, steps))
+        for name, table in tables(infos, some, full_every, generator):
+            write_part(directory, name, 0, number, table)
+    return steps * slots
+
+
+def measure(directory: Path) -> dict[str, object]:
+    """Diagnoses a record; returns seconds, the process's peak of memory in GiB and the findings."""
+    from numwatch.diagnose import diagnose
+    from numwatch.record import open_run
+
+    before = _peak()
+    start = time.perf_counter()
+    run = open_run(directory)
+    with Progress() as progress:
+        task = progress.add_task("diagnosing", total=run.rows("tensors"))
+        found = diagnose(run, lambda rows: progress.advance(task, rows))
+    return {
+        "seconds": round(time.perf_counter() - start, 2),
+        "peak_gib": round(_peak(), 3),
+        "peak_gib_before": round(before, 3),
+        "findings": [
+            f"{each.severity} {each.rule} {each.step} {each.slot or ''}".rstrip() for each in found
+        ],
+    }
+
+
+def main() -> None:
+    """Writes, measures in another process, prints and keeps the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--slots", type=int, default=1_000)
+    parser.add_argument("--full-every", type=int, default=5, help="1: every row whole")
+    parser.add_argument("--keep", type=Path, help="where the record stays; default: nowhere")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(measure(args.measure)))
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = args.keep or Path(temporary) / "record"
+        start = time.perf_counter()
+        rows = write(directory, args.steps, args.slots, args.full_every)
+        written = time.perf_counter() - start
+        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        print(f"{rows:,} rows, {size / 2**20:.0f} MiB, written in {written:.0f} s")
+        command = [sys.executable, __file__, "--measure", str(directory)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    figures = {
+        "steps": args.steps,
+        "slots": args.slots,
+        "full_every": args.full_every,
+        "rows": rows,
+        "record_mib": round(size / 2**20, 1),
+        **figures,
+        "limit_seconds": SECONDS,
+        "limit_gib": GIB,
+    }
+    print(json.dumps(figures, indent=2))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({"machine": machine("cpu"), **figures}, indent=2) + "\n")
+    print(f"written to {args.out}")
+
+
+def _info(module: str, role: str, owner: str, dtype: str, fmt: str, order: int | None) -> SlotInfo:
+    return SlotInfo(f"{module}:{role}", module, role, owner, (1024, 1024), dtype, fmt, order)
+
+
+def _table(name: str, n: int, **columns: object) -> pa.Table:
+    """Returns a table in its schema; columns not given are zeros, or null where they may be."""
+    arrays = []
+    for field in TABLES[name]:
+        given = columns.get(field.name)
+        if given is None and field.nullable:
+            arrays.append(pa.nulls(n, field.type))
+        elif given is None:
+            arrays.append(pa.array(np.zeros(n, field.type.to_pandas_dtype()), field.type))
+        elif isinstance(given, pa.Array):
+            arrays.append(given)
+        else:
+            arrays.append(pa.array(given, field.type))
+    return pa.Table.from_arrays(arrays, schema=TABLES[name])
+
+
+def _where(known: np.ndarray, values: np.ndarray) -> pa.Array:
+    return pa.array(values, mask=~known)
+
+
+def _peak() -> float:
+    # Linux counts in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What went wrong: rules over a `Run` give findings, ordered into chains of cause and effect."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+from numwatch.diagnose.chain import chain
+from numwatch.diagnose.evidence import Evidence
+from numwatch.diagnose.finding import SEVERITIES, Figure, Finding
+from numwatch.diagnose.rules import RULES, Rule
+from numwatch.record import Run, open_run
+
+__all__ = ["SEVERITIES", "Evidence", "Figure", "Finding", "diagnose"]
+
+
+def diagnose(
+    run: Run | str | os.PathLike[str], progress: Callable[[int], None] | None = None
+) -> list[Finding]:
+    """Says what went wrong in a run: first causes in order, each with what follows from it.
+
+    Args:
+        run: The run, or the path of its record; see `open_run`.
+        progress: Called with the number of rows read, with each piece of the `tensors` table.
+
+    Returns:
+        The findings, the first cause first; empty where nothing is wrong. A rule that can't make
+        sense of the record costs only itself and is told as an info, as is a record without steps.
+
+    Raises:
+        RecordError: There is no record at the path, or none that can be read.
+    """
+    evidence = Evidence(run if isinstance(run, Run) else open_run(run), progress)
+    if not len(evidence.steps):
+        return [_without_steps()]
+    return chain(apply(RULES, evidence))
+
+
+def apply(rules: Sequence[Rule], evidence: Evidence) -> list[Finding]:
+    """Returns what rules find, without an order; of a rule that fails that it did."""
+    findings: list[Finding] = []
+    for rule in rules:
+        findings += _apply(rule, evidence)
+    return findings
+
+
+def _apply(rule: Rule, evidence: Evidence) -> Iterable[Finding]:
+    try:
+        return list(rule(evidence))
+    except Exception as error:  # noqa: BLE001  # a hostile record: anything, and it costs one rule
+        return [_failed(rule, error, int(evidence.steps.step[0]))]
+
+
+def _without_steps() -> Finding:
+    return Finding(
+        rule="no-steps",
+        severity="info",
+        step=0,
+        slot=None,
+        evidence=(),
+        cause="the record holds no step that can be read, so nothing can be said about the run",
+        cure="diagnose it again when it has taken some steps, or look for damage with "
+        "`numwatch report`",
+        source="policy",
+    )
+
+
+def _failed(rule: Rule, error: Exception, step: int) -> Finding:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return Finding(
+        rule="rule-failed",
+        severity="info",
+        step=step,
+        slot=None,
+        evidence=(),
+        cause=f"the rule {rule.__name__.replace('_', '-')} could not be applied to this record "
+        f"({reason})",
+        cure="the other findings stand without it; please report it with the run's manifest.json",
+        source="policy",
+    )

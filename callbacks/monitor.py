@@ -11,7 +11,8 @@ from torch import Tensor
 
 from numwatch.failures import CAPSULE_GB
 from numwatch.record import RECORD_FOLDER
-from numwatch.session import Session, Settings
+from numwatch.session import Session
+from numwatch.settings import Settings
 from numwatch.taps.sampling import SAMPLES
 from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS
 
@@ -53,6 +54,8 @@ class NumericsMonitor(Callback):
             0 for none.
         audit: Note each operation of the first step with full rows, its dtypes and shapes; a model
             under `torch.compile` is left out.
+        stop_on: "critical" ends the fit at a critical finding, as early stopping does, once a
+            capsule of a micro-batch is kept; of a distributed run at the epoch's end.
 
     Raises:
         NumwatchError: A cadence or a number of samples is not one.
@@ -72,6 +75,7 @@ class NumericsMonitor(Callback):
         origin: bool = True,
         capsule_gb: float = CAPSULE_GB,
         audit: bool = True,
+        stop_on: str | None = None,
     ) -> None:
         self._settings = Settings(
             every_n_steps,
@@ -84,6 +88,7 @@ class NumericsMonitor(Callback):
             origin=origin,
             capsule_gb=capsule_gb,
             audit=audit,
+            stop_on=stop_on,
         )
         self._dir = dir
         self._summary = summary
@@ -145,6 +150,8 @@ class NumericsMonitor(Callback):
         step = self._session.step
         if step is not None and trainer.global_step > step:
             self._session.end_step(epoch=trainer.current_epoch, batch=batch_idx)
+        if self._session.stopping and trainer.world_size == 1:
+            trainer.should_stop = True
 
     def on_validation_start(self, _trainer: Any, _pl_module: Any) -> None:
         """Takes the hooks off the modules: a validation is not the step's."""
@@ -165,6 +172,10 @@ class NumericsMonitor(Callback):
         """Prints the epoch's summary."""
         if self._session:
             self._session.end_epoch(trainer.current_epoch)
+        if self._settings.stop_on:
+            stopping = self._session is not None and self._session.stopping
+            if trainer.strategy.broadcast(stopping):  # only rank 0 knows
+                trainer.should_stop = True
 
     def on_train_end(self, _trainer: Any, _pl_module: Any) -> None:
         """Takes the hooks off and prints the summary of the run."""

@@ -11,17 +11,20 @@ from numwatch.errors import NumwatchError
 from numwatch.formats import get_format, quantize, round_to_block_format, round_to_format
 from numwatch.loop import watch
 from numwatch.record import Run, open_run
+from numwatch.record.capsule import Capsule, load_capsule
 from numwatch.stats import Bounded, TensorStats, tensor_stats
 
 __version__ = version("numwatch")
 
 __all__ = [
     "Bounded",
+    "Capsule",
     "NumwatchError",
     "Run",
     "TensorStats",
     "diagnose",
     "get_format",
+    "load_capsule",
     "open_run",
     "quantize",
     "round_to_block_format",

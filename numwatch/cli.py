@@ -3,13 +3,15 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from numwatch.errors import NumwatchError, near
 
@@ -119,7 +121,6 @@ def report(
     from numwatch.report import print_summary, summarize
     from numwatch.report.summary import epochs
     from numwatch.report.tables import TABLES, table_lines
-    from numwatch.report.terminal import print_line
 
     record = open_run(run)
     if epoch is not None and epoch not in (known := epochs(record)):
@@ -132,9 +133,7 @@ def report(
     if as_json:
         _print_json(summary.as_dict())
     elif tables:
-        console = Console()
-        for line in table_lines(summary, tables):
-            print_line(line, console)
+        _print_lines(table_lines(summary, tables))
     else:
         print_summary(summary, Console())
     if summary.problems:
@@ -153,20 +152,27 @@ def diagnose(
             help="Exit with 1 where a finding is this bad or worse: critical, warning, info, never."
         ),
     ] = "critical",
+    gemms: Annotated[
+        bool,
+        typer.Option(
+            "--gemms",
+            help="Instead, the GEMMs of the audited step: which formats' multiples they meet.",
+        ),
+    ] = False,
 ) -> None:
     """Say what went wrong in a run: the first cause, its evidence, what to do about it.
 
     What follows from a cause is told below it. Reads the record alone, so it works while the run is
-    under way, after a crash, and years later.
+    under way, after a crash, and years later. Exits with 1 where a finding reaches `--fail-on`.
     """
-    from rich.progress import Progress
-
     from numwatch.diagnose import diagnose as find
     from numwatch.diagnose.finding import SEVERITIES
+    from numwatch.diagnose.gemms import gemm_table
     from numwatch.record import open_run
     from numwatch.report.finding_lines import diagnosis_lines, flattened
+    from numwatch.report.gemm_lines import gemm_lines, gemm_rows
     from numwatch.report.plain import plain
-    from numwatch.report.terminal import print_line, text_width
+    from numwatch.report.terminal import text_width
 
     allowed = (*SEVERITIES, "never")
     if fail_on not in allowed:
@@ -174,21 +180,87 @@ def diagnose(
             f"--fail-on is one of {', '.join(allowed)}; got {fail_on!r}{near(fail_on, allowed)}"
         )
     record = open_run(run)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=record.rows("tensors"))
-        findings = find(record, progress=lambda rows: progress.advance(task, rows))
+    if gemms:
+        products = gemm_table(record.operations())
+        if as_json:
+            _print_json({"gemms": gemm_rows(products)})
+        else:
+            _print_lines(gemm_lines(products))
+        return
+    with _reading(record.rows("tensors")) as progress:
+        findings = find(record, progress=progress)
     if as_json:
         _print_json({"findings": plain(findings), "problems": list(record.problems)})
     else:
-        console = Console()
-        for line in diagnosis_lines(findings, text_width(console)):
-            print_line(line, console)
+        _print_lines(diagnosis_lines(findings, text_width(Console())))
     if record.problems:
         raise NumwatchError(
             f"{_damage(record.problems)} in {record.path}; the diagnosis rests on what is left"
         )
     reached = allowed[: allowed.index(fail_on) + 1]
     if fail_on != "never" and any(each.severity in reached for each in flattened(findings)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    run: _Run,
+    other: _Run,
+    as_json: _Json = False,
+    worst: Annotated[int, typer.Option(min=0, help="How many figures after the first.")] = 12,
+) -> None:
+    """Say where two runs of one model part: in BF16 and in FP8, before and after a change.
+
+    First the slot and step where amax, rms, the flushed share or the loss part by more than their
+    own noise, in the order of steps and data flow; then the rest by size.
+    """
+    from numwatch.diagnose.compare import compare as find
+    from numwatch.record import open_run
+    from numwatch.report.comparison_lines import comparison_lines
+    from numwatch.report.plain import plain
+
+    first, second = open_run(run), open_run(other)
+    with _reading(first.rows("tensors") + second.rows("tensors")) as progress:
+        found = find(first, second, progress=progress)
+    if as_json:
+        _print_json(plain(found.as_dict()))
+    else:
+        _print_lines(comparison_lines(found, worst))
+    problems = [*first.problems, *second.problems]
+    if problems:
+        raise NumwatchError(f"{_damage(problems)}; the comparison rests on what is left")
+
+
+@app.command()
+def reproduce(
+    run: _Run,
+    script: Annotated[
+        str,
+        typer.Option(
+            help="`my_model.py:make_model`: a file, and a function in it that returns the model."
+        ),
+    ],
+    as_json: _Json = False,
+) -> None:
+    """Run the failed step of a run's capsule again, and say whether it fails the same way.
+
+    The function returns the LightningModule, or an nn.Module with `training_step(batch,
+    batch_idx)`; weights, batch, random numbers, optimizer and scaler come from the capsule. Exits
+    with 1 where anything comes out otherwise.
+    """
+    from numwatch.report.plain import plain
+    from numwatch.reproduce import lines
+    from numwatch.reproduce import reproduce as again
+
+    found = again(run, script)
+    if as_json:
+        origin = found.origin.as_event() if found.origin else None
+        compared = [{**plain(one), "outcome": one.outcome} for one in found.compared]
+        _print_json({"same": found.same, "compared": compared, "origin": plain(origin)})
+    else:
+        for line in lines(found):
+            typer.echo(line)
+    if not found.same:
         raise typer.Exit(1)
 
 
@@ -201,11 +273,8 @@ def formats(as_json: _Json = False) -> None:
         _print_json(format_rows())
         return
     from numwatch.report.formats_table import format_lines
-    from numwatch.report.terminal import print_line
 
-    console = Console()
-    for line in format_lines(format_rows()):
-        print_line(line, console)
+    _print_lines(format_lines(format_rows()))
 
 
 @app.command()
@@ -229,6 +298,25 @@ def demo(
     from numwatch.demo import run_demo
 
     run_demo(precision=precision, steps=steps, device=device, out=out)
+
+
+@contextmanager
+def _reading(rows: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, in a terminal; gone when the reading is over."""
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading", total=rows)
+        yield lambda read: progress.advance(task, read)
+
+
+def _print_lines(lines: Iterable[Text]) -> None:
+    from numwatch.report.terminal import print_line
+
+    console = Console()
+    for line in lines:
+        print_line(line, console)
 
 
 def _print_json(content: object) -> None:

@@ -117,6 +117,11 @@ class Failures:
         if not announced:
             self._autocast.attach()
 
+    @property
+    def kept(self) -> bool:
+        """Whether a capsule is kept, or none is to be."""
+        return self._kept
+
     def detach(self) -> None:
         """Takes its hooks off and lets go of the micro-batch under way."""
         self._batch = self._start = self._loss = None

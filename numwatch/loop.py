@@ -17,7 +17,8 @@ from typing_extensions import Self
 from numwatch.errors import NumwatchError
 from numwatch.failures import CAPSULE_GB, MicroBatch
 from numwatch.record import RECORD_FOLDER
-from numwatch.session import Session, Settings, View
+from numwatch.session import Session, View
+from numwatch.settings import Settings
 from numwatch.shadow import LossOf, ShadowStep
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler
@@ -94,6 +95,14 @@ class LoopWatch:
         self._step += 1
         self._session.begin_step(self._step)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop_on` asks the loop to end: look after each `step`.
+
+        Where `shadow` tells of batches, a capsule of one is kept before.
+        """
+        return self._session.stopping
+
     def end_epoch(self) -> None:
         """Ends an epoch: flushes the record and prints the epoch's summary."""
         self._session.end_epoch(self._epoch)
@@ -130,6 +139,7 @@ def watch(  # noqa: PLR0913  # the options of one call
     origin: bool = True,
     capsule_gb: float = CAPSULE_GB,
     audit: bool = True,
+    stop_on: str | None = None,
 ) -> LoopWatch:
     """Watches a plain PyTorch training loop.
 
@@ -169,6 +179,7 @@ def watch(  # noqa: PLR0913  # the options of one call
             0 for none.
         audit: Note each operation of the first step with full rows, its dtypes and shapes; a model
             under `torch.compile` is left out.
+        stop_on: "critical" sets `LoopWatch.stopping` at a critical finding.
 
     Raises:
         NumwatchError: A cadence or a number of samples is not one.
@@ -185,6 +196,7 @@ def watch(  # noqa: PLR0913  # the options of one call
         origin=origin,
         capsule_gb=capsule_gb,
         audit=audit,
+        stop_on=stop_on,
     )
 
     def start(directory: Path) -> Session:

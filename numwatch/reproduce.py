@@ -123,6 +123,7 @@ _REASONS: Mapping[str, str] = {
     "loss": "non-finite loss",
     "gradient": "non-finite gradients",
     "collapse": "loss scale's collapse",
+    "critical": "critical finding",
     "exception": "exception",
 }
 

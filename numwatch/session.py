@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -10,73 +10,18 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from numwatch.errors import NumwatchError
-from numwatch.failures import CAPSULE_GB, Failures, MicroBatch
-from numwatch.recipes import CollapseAlarm
-from numwatch.record import Recorder, events_of, open_run
-from numwatch.report import print_summary, summarize
-from numwatch.report.terminal import print_line
-from numwatch.report.trajectory_lines import collapse_line
+from numwatch.failures import Failures, MicroBatch
+from numwatch.record import Recorder, events_of
+from numwatch.settings import Settings
 from numwatch.shadow import ShadowStep
 from numwatch.snapshot import SlotInfo, Snapshot
 from numwatch.stats import warm_up
 from numwatch.taps.flags import accumulation_flags
 from numwatch.taps.float8 import is_float8_linear
 from numwatch.taps.gate import Gate
-from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler
-from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS, Schedule, Watch, device_of
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user chooses.
-
-    Attributes:
-        every_n_steps: Full rows every so many steps.
-        amax_every_n_steps: Amax and non-finites alone every so many steps; 0 for never.
-        include: Globs of modules (`blocks.*`) or slots (`blocks.*:grad_output`) that replace the
-            default choice.
-        exclude: Globs taken away from it.
-        strict: Raise numwatch's own errors instead of ending the watching with a warning.
-        update_samples: Elements of each parameter whose updates and optimizer state are measured;
-            None for all, 0 for none.
-        shadow_every_n_steps: Run the batch once more in FP32 every so many steps; 0 for never.
-        origin: Run a failed step once more to name the operation that made it fail.
-        capsule_gb: Size of the capsule of a failed step at most, in 10^9 bytes; 0 for none.
-        audit: Note the operations of the first step with full rows.
-    """
-
-    every_n_steps: int = EVERY_N_STEPS
-    amax_every_n_steps: int = AMAX_EVERY_N_STEPS
-    include: Sequence[str] | None = None
-    exclude: Sequence[str] | None = None
-    strict: bool = False
-    update_samples: int | None = SAMPLES
-    shadow_every_n_steps: int = 0
-    origin: bool = True
-    capsule_gb: float = CAPSULE_GB
-    audit: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuses a cadence or a sample that is none, before any step (`NumwatchError`)."""
-        _ = self.schedule
-        samples = self.update_samples
-        if samples is not None and (not isinstance(samples, int) or samples < 0):
-            raise NumwatchError(
-                "update_samples must be an integer of at least 0, or None for all elements; "
-                f"got {samples!r}"
-            )
-        size = self.capsule_gb
-        if not isinstance(size, (int, float)) or not size >= 0:
-            raise NumwatchError(
-                f"capsule_gb must be a number of at least 0, which keeps none; got {size!r}"
-            )
-
-    @property
-    def schedule(self) -> Schedule:
-        """The cadence."""
-        return Schedule(self.every_n_steps, self.amax_every_n_steps, self.shadow_every_n_steps)
+from numwatch.telling import Telling
+from numwatch.watch import Watch, device_of
 
 
 class View(Protocol):
@@ -123,11 +68,12 @@ class Session:
         self._gate = Gate(strict=settings.strict)
         self._gate.on_break = self._release
         self._views: Sequence[View] = ()
-        self._console = console
         self._started = False
         self._described: tuple[SlotInfo, ...] = ()
         self._by_name: dict[str, SlotInfo] = {}
-        self._collapse_alarm = CollapseAlarm()
+        self._telling: Telling | None = None
+        self._stop_on = settings.stop_on
+        self._tried = False
         self._told_bytes = 0
         self._told_unaudited = not settings.audit
         self._watch: Watch | None = None
@@ -151,6 +97,7 @@ class Session:
                 versions=_versions(),
                 flags=accumulation_flags(model),
             )
+            self._telling = Telling(self._recorder, console)
             # Compiling belongs to no step. It takes seconds once in an environment.
             if device_of(model).type == "cpu":
                 warm_up((torch.float32, torch.bfloat16, torch.float16))
@@ -182,6 +129,17 @@ class Session:
     def step(self) -> int | None:
         """The step under way, None between steps."""
         return self._watch.step if self._watch else None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop_on` asks the run to end; a capsule of a micro-batch is kept before."""
+        kept = self._failures is None or self._failures.kept or self._tried
+        return self._critical and kept
+
+    @property
+    def _critical(self) -> bool:
+        """Whether `stop_on` asks the run to end."""
+        return self._stop_on is not None and self._telling is not None and self._telling.critical
 
     def begin_step(self, step: int) -> None:
         """Opens a step, before its first forward."""
@@ -219,6 +177,9 @@ class Session:
         """Looks into a micro-batch that failed, before its step ends, and lets go of it."""
         if self._failures and self.watching:
             with self._gate.watching():
+                if self._critical:
+                    self._failures.keep_capsule("critical")
+                    self._tried = True
                 self._failures.end_batch()
 
     def keep_capsule(self, why: str, error: BaseException | None = None) -> None:
@@ -249,6 +210,8 @@ class Session:
             with self._gate.watching():
                 self._watch.end(epoch=epoch, batch=batch)
                 self._keep()
+                if self._telling:
+                    self._telling.end_step()
 
     def pause(self) -> None:
         """Takes the hooks off the modules for a validation, which is not the step's."""
@@ -267,7 +230,8 @@ class Session:
         if self.watching:
             with self._gate.watching():
                 self._keep(everything=True)
-                self._summarize(epoch)
+                if self._telling:
+                    self._telling.end_epoch(epoch)
 
     def close(self) -> None:
         """Takes numwatch off the model, flushes, and prints the summary of the whole run."""
@@ -278,11 +242,12 @@ class Session:
         if self.watching:
             with self._gate.watching():
                 self._keep(everything=True)
-                self._summarize(None)
+                if self._telling:
+                    self._telling.end()
         self._release()
 
     def _keep(self, *, everything: bool = False) -> None:
-        if self._watch is None or self._recorder is None:
+        if self._watch is None or self._recorder is None or self._telling is None:
             return
         if self._watch.slots is not self._described:
             self._described = self._watch.slots
@@ -292,7 +257,7 @@ class Session:
             self._recorder.write(snapshot)
             for kind, details in events_of(snapshot):
                 self._recorder.event(kind, snapshot.step, **details)
-            self._warn_of_collapse(snapshot)
+            self._telling.see(snapshot)
             if self._failures:
                 self._failures.see(snapshot)
             if _worth_showing(snapshot):
@@ -303,21 +268,6 @@ class Session:
                 self._recorder.event("memory", snapshot.step, bytes=self._told_bytes)
         if everything:
             self._recorder.flush()
-
-    def _warn_of_collapse(self, snapshot: Snapshot) -> None:
-        scalars = snapshot.scalars
-        collapse = self._collapse_alarm.see(
-            snapshot.step, scalars.loss_scale_before, scalars.loss_scale_after, scalars.skipped
-        )
-        if collapse is None or self._recorder is None:
-            return
-        self._recorder.event("collapse", **asdict(collapse))
-        if self._console is not None:
-            print_line(collapse_line(collapse), self._console)
-
-    def _summarize(self, epoch: int | None) -> None:
-        if self._console is not None:
-            print_summary(summarize(open_run(self.directory), epoch=epoch), self._console)
 
     def _release(self) -> None:
         """Lets go of the model and the record, whatever state either is in."""

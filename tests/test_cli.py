@@ -237,3 +237,73 @@ def test_a_reader_that_leaves_early_is_no_error(run_dir):
     assert b"Traceback" not in process.stderr.read()
     process.stderr.close()
     process.wait()
+
+
+PLANTED = Path(__file__).parent / "forensics"
+
+
+@pytest.fixture
+def failed_run(tmp_path, monkeypatch):
+    """A run whose forward leaves FP16 at step 3, with a capsule; and a healthy one."""
+    monkeypatch.syspath_prepend(PLANTED)
+    from planted import Linear, batches, fit, too_large
+
+    fit(Linear(), tmp_path / "ill", batches(too_large), precision="bf16-mixed")
+    fit(Linear(), tmp_path / "well", batches(), precision="bf16-mixed")
+    return tmp_path
+
+
+def test_diagnose_names_the_cause_and_fails_as_asked(command, failed_run):
+    code, out, err = command("diagnose", failed_run / "ill")
+    assert code == 1
+    assert err == ""
+    assert out.startswith("critical  step 3")
+    for label in ("evidence", "cure", "source"):
+        assert label in out
+    assert command("diagnose", failed_run / "ill", "--fail-on", "never")[0] == 0
+    code, out, _ = command("diagnose", failed_run / "ill", "--json")
+    first = json.loads(out)["findings"][0]
+    assert (code, first["severity"], first["step"]) == (1, "critical", 3)
+
+
+def test_diagnose_refuses_an_unknown_severity_and_names_the_near_one(command, failed_run):
+    refused(
+        command("diagnose", failed_run / "well", "--fail-on", "critcal"),
+        "critical, warning, info, never",
+        "'critcal'",
+    )
+
+
+def test_diagnose_lists_the_gemms_of_the_audited_step(command, failed_run):
+    code, out, err = command("diagnose", failed_run / "well", "--gemms")
+    assert (code, err) == (0, "")
+    assert "body.0" in out
+    assert "forward" in out
+    content = json.loads(command("diagnose", failed_run / "well", "--gemms", "--json")[1])
+    assert {"module", "m", "n", "k", "padding"} <= set(content["gemms"][0])
+
+
+def test_compare_says_where_two_runs_part(command, failed_run):
+    code, out, err = command("compare", failed_run / "well", failed_run / "well")
+    assert (code, err) == (0, "")
+    assert "nothing parts by more than its own noise" in out
+    code, out, err = command("compare", failed_run / "well", failed_run / "ill")
+    assert (code, err) == (0, "")
+    assert "parts first" in out
+    content = json.loads(command("compare", failed_run / "well", failed_run / "ill", "--json")[1])
+    assert content["first"]["step"] == 3
+
+
+def test_reproduce_runs_the_failed_step_again(command, failed_run):
+    script = f"{PLANTED / 'make_planted.py'}:linear"
+    code, out, err = command("reproduce", failed_run / "ill", "--script", script)
+    assert (code, err) == (0, "")
+    assert "loss: bit for bit" in out
+    code, out, _ = command("reproduce", failed_run / "ill", "--script", script, "--json")
+    assert (code, json.loads(out)["same"]) == (0, True)
+
+
+def test_reproduce_without_a_capsule_or_function_is_one_line(command, failed_run):
+    script = f"{PLANTED / 'make_planted.py'}:liner"
+    refused(command("reproduce", failed_run / "well", "--script", script), "no capsule")
+    refused(command("reproduce", failed_run / "ill", "--script", script), "liner")

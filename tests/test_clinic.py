@@ -62,10 +62,17 @@ def test_names_are_unique_and_there_are_enough():
 
 
 def test_a_case_expects_rules_that_exist():
-    from numwatch.diagnose import RULES_BY_NAME
+    from numwatch.diagnose.chain import PHASE_OF
 
     for case in FAILING:
-        assert set(case.expected) <= set(RULES_BY_NAME), case.name
+        assert set(case.expected) <= set(PHASE_OF), case.name
+
+
+def test_documentation_lists_every_rule_there_is():
+    from numwatch.diagnose.chain import PHASE_OF
+
+    named = {row[0].strip("`") for row in documented()}
+    assert set(PHASE_OF) <= named
 
 
 def rows_of(text):

@@ -41,6 +41,7 @@ def runs(tmp_path_factory):
     """A directory in which `demo-run` is a short run of the demo."""
     directory = tmp_path_factory.mktemp("documentation")
     command(directory, "numwatch demo --steps 6 --device cpu")
+    command(directory, "numwatch demo --steps 6 --device cpu --precision bf16-mixed --out bf16-run")
     return directory
 
 

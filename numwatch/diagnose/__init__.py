@@ -22,7 +22,7 @@ def diagnose(
         progress: Called with the number of rows read, with each piece of the `tensors` table.
 
     Returns:
-        The findings, the first cause first; empty where nothing is wrong. A rule that can't make
+        The findings, the first cause first, infos last; empty where nothing is wrong. A rule that can't make
         sense of the record costs only itself and is told as an info, as is a record without steps.
 
     Raises:
@@ -31,7 +31,8 @@ def diagnose(
     evidence = Evidence(run if isinstance(run, Run) else open_run(run), progress)
     if not len(evidence.steps):
         return [_without_steps()]
-    return chain(apply(RULES, evidence))
+    # What is merely worth knowing comes last, however early it held.
+    return sorted(chain(apply(RULES, evidence)), key=lambda finding: finding.severity == "info")
 
 
 def apply(rules: Sequence[Rule], evidence: Evidence) -> list[Finding]:

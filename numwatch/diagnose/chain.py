@@ -7,7 +7,7 @@ from numwatch.diagnose.finding import SEVERITIES, Finding
 PHASES = ("data", "parameter", "forward", "loss", "backward", "optimizer", "loss scale", "run")
 """Of a step, in order; "run" is for what holds of the run as a whole."""
 
-_PHASE_OF = {
+PHASE_OF = {
     **dict.fromkeys(("nan-in-data",), "data"),
     **dict.fromkeys(("nan-in-parameter", "block-gain-collapse"), "parameter"),
     **dict.fromkeys(
@@ -43,6 +43,7 @@ _PHASE_OF = {
         "loss scale",
     ),
 }
+"""The phase of each rule there is."""
 
 _NOT_FINITE = (
     *("nan-in-data", "nan-in-parameter", "nan-in-forward", "forward-overflow", "nan-in-loss"),
@@ -136,7 +137,7 @@ def chain(findings: Iterable[Finding]) -> list[Finding]:
 
 def order_key(finding: Finding) -> tuple[object, ...]:
     """Returns what findings are sorted by: the step, its phase, the data flow; then their text."""
-    phase = PHASES.index(_PHASE_OF.get(finding.rule, "run"))
+    phase = PHASES.index(PHASE_OF.get(finding.rule, "run"))
     unplaced = finding.order is None
     return (
         finding.step,

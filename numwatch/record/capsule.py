@@ -30,10 +30,10 @@ class Capsule:
     Attributes:
         path: The capsule's folder.
         facts: What is known of the step: `step`, `epoch`, `batch_index`, `reason` ("loss",
-            "gradient", "collapse", "exception"), `precision`, `autocast` and `default_dtype`,
-            `loss`, `gradient_norm` and `loss_scale` as `float.hex` (None where not known),
-            `micro_batches` of the step, `exception`, `origin`, `notes`, and `scalars` of the last
-            steps.
+            "gradient", "collapse", "critical", "exception"), `precision`, `autocast` and
+            `default_dtype`, `loss`, `gradient_norm` and `loss_scale` as `float.hex` (None where not
+            known), `micro_batches` of the step, `exception`, `origin`, `notes`, and `scalars` of
+            the last steps.
         state: `batch`, `random` (generators), `module` and `optimizers` (state dictionaries),
             `scaler`, `buffers` that change and no state dictionary holds; parts that could not be
             kept are missing, and a note says why.

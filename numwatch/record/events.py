@@ -16,7 +16,9 @@ def events_of(snapshot: Snapshot) -> list[Event]:
     """Returns the kind and the details of each event of a step.
 
     Beside them the session writes a `start` with the seconds numwatch took before the first step,
-    `memory` with the bytes it holds, and `collapse` where the loss scale is on its way to 0.
+    `memory` with the bytes it holds, `collapse` where the loss scale is on its way to 0, `audit`
+    where operations can't be noted, and `finding` where the diagnosis found something critical; of
+    failed steps there are `origin`, where the first bad value came from, and `capsule`.
     Kinds: `skip` (the optimizer left the weights alone; of several, which), `overflow` (the scaler
     found a non-finite gradient; with the parameters and the slots that held one, where known),
     `backoff` and `growth` (the loss scale moved, at each turn of several optimizers), `nonfinite`

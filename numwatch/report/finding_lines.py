@@ -21,14 +21,17 @@ _MARGIN = 4
 def summary_findings(findings: Sequence[Finding]) -> list[Text]:
     """Returns a line for each of the first causes that hurt, with its cure; none for the rest."""
     hurting = [finding for finding in findings if finding.severity != "info"]
-    lines = []
-    for finding in hurting[:_IN_SUMMARY]:
-        text = Text().append(finding.severity, style=STYLES[finding.severity])
-        lines.append(text.append(f" from step {finding.step}: {finding.cause} {finding.cure}"))
+    lines = [finding_line(finding) for finding in hurting[:_IN_SUMMARY]]
     more = len(hurting) - _IN_SUMMARY
     if more > 0:
         lines.append(Text(f"and {several(more, 'more finding')}: numwatch diagnose tells them"))
     return labelled_all("diagnosis", lines)
+
+
+def finding_line(finding: Finding) -> Text:
+    """Returns one line: how bad it is, since when, what and where, what to do."""
+    text = Text().append(finding.severity, style=STYLES[finding.severity])
+    return text.append(f" from step {finding.step}: {finding.cause}; {finding.cure}")
 
 
 def diagnosis_lines(findings: Sequence[Finding], width: int) -> list[Text]:
@@ -52,12 +55,12 @@ def _whole(finding: Finding, width: int) -> Iterator[Text]:
     yield from _told("cure", finding.cure, width)
     yield from _told("source", finding.source, width)
     for follower in flattened(finding.consequences):
-        yield from _head(follower, width, "then ")
+        yield from _head(follower, width, "then".ljust(_INDENT))
 
 
 def _head(finding: Finding, width: int, before: str) -> Iterator[Text]:
     title = Text().append(before, style="dim")
-    title.append(finding.severity.ljust(_INDENT - len(before)), style=STYLES[finding.severity])
+    title.append(finding.severity.ljust(_INDENT), style=STYLES[finding.severity])
     title.append(f"step {finding.step}", style="bold").append(f"  {finding.rule}")
     yield title.append(f"  {finding.slot}" if finding.slot else "", style="bold")
     yield from _told("", finding.cause, width)

@@ -1,10 +1,13 @@
 """A `Summary` in the terminal. Nothing it says depends on colour."""
 
 import math
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.text import Text
 
+from numwatch.diagnose.finding import Finding
+from numwatch.report.finding_lines import summary_findings
 from numwatch.report.labels import labelled
 from numwatch.report.scale_window_lines import window_line
 from numwatch.report.slot_table import STYLES, mark_notes, slot_lines
@@ -20,10 +23,14 @@ NARROWEST_FILE = 100
 _SHOWN_SECONDS = 0.05
 
 
-def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """Prints a summary, by default to standard output."""
+def print_summary(
+    summary: Summary, console: Console | None = None, findings: Sequence[Finding] = ()
+) -> None:
+    """Prints a summary, by default to standard output, and what a diagnosis found below it."""
     console = console or Console()
-    for line in summary_lines(summary, text_width(console)):
+    lines = summary_lines(summary, text_width(console))
+    told = summary_findings(findings)
+    for line in (*lines, *([Text(), *told] if told else [])):
         print_line(line, console)
 
 

@@ -7,7 +7,7 @@ from diagnosis_builders import flat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numwatch.diagnose.chain import _PHASE_OF, LEADS_TO, PHASES, chain, order_key
+from numwatch.diagnose.chain import PHASE_OF, LEADS_TO, PHASES, chain, order_key
 from numwatch.diagnose.finding import SEVERITIES, Finding
 from numwatch.diagnose.rules import RULES
 
@@ -20,7 +20,7 @@ def finding(rule, step=0, severity="critical", **fields):
 _findings = st.lists(
     st.builds(
         finding,
-        rule=st.sampled_from([*sorted(_PHASE_OF), "rule-failed"]),
+        rule=st.sampled_from([*sorted(PHASE_OF), "rule-failed"]),
         step=st.integers(0, 3),
         severity=st.sampled_from(SEVERITIES),
         slot=st.sampled_from([None, "a:input", "b:input"]),
@@ -106,13 +106,13 @@ def test_a_whole_layer_comes_before_a_part_of_another():
 
 
 def test_each_rule_has_a_phase_and_the_table_knows_no_other_rule():
-    assert set(_PHASE_OF.values()) < set(PHASES)
+    assert set(PHASE_OF.values()) < set(PHASES)
     known = {rule.__name__.replace("_", "-") for rule in RULES}
     mentioned = set(LEADS_TO).union(*LEADS_TO.values())
-    assert known <= set(_PHASE_OF)
-    assert mentioned <= set(_PHASE_OF)
+    assert known <= set(PHASE_OF)
+    assert mentioned <= set(PHASE_OF)
 
 
-@pytest.mark.parametrize("rule", sorted(_PHASE_OF))
+@pytest.mark.parametrize("rule", sorted(PHASE_OF))
 def test_the_table_is_about_rules_that_exist(rule):
     assert rule in {each.__name__.replace("_", "-") for each in RULES}

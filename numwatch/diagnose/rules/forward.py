@@ -54,8 +54,7 @@ def forward_overflow(evidence: Evidence) -> Iterator[Finding]:
         cure=cure_of(
             first,
             "normalise what goes into it or compute it in FP32 "
-            "(`torch.autocast(device_type, enabled=False)`), or use "
-            '`precision="bf16-mixed"`, whose range is that of FP32',
+            f"(`torch.autocast(device_type, enabled=False)`){_or_wider(fmt)}",
         ),
         source="IEEE 754: results above the largest value become infinite",
         order=first.order,
@@ -63,6 +62,13 @@ def forward_overflow(evidence: Evidence) -> Iterator[Finding]:
             dict.fromkeys(each.slot for each in found if each.slot and each.slot != first.slot)
         )[:MAX_OTHERS],
     )
+
+
+def _or_wider(fmt: Format) -> str:
+    """Returns a cure more for formats with less range than FP32."""
+    if fmt.max >= get_format("bf16").max:
+        return ""
+    return ', or use `precision="bf16-mixed"`, whose range is that of FP32'
 
 
 def activation_growth(evidence: Evidence) -> Iterator[Finding]:
@@ -91,8 +97,8 @@ def activation_growth(evidence: Evidence) -> Iterator[Finding]:
         ),
         cause=f"its amax doubles every {1.0 / growth.slope:.0f} steps and at this pace leaves "
         f"{fmt.name.upper()}, which ends at {fmt.max:g}, near step {growth.overflow}",
-        cure="a norm before it (`nn.LayerNorm`), `AdamW(weight_decay=0.1)`, or "
-        '`precision="bf16-mixed"`, whose range is that of FP32',
+        cure="put a norm before it (`nn.LayerNorm`) or decay the weights, "
+        f"`AdamW(weight_decay=0.1)`{_or_wider(fmt)}",
         source="policy: a line through log2 amax",
         order=evidence.order(slot),
         others=tuple(each[0] for each in found[1:])[:MAX_OTHERS],

@@ -1,0 +1,62 @@
+"""The diagnosis while a run lives: findings so far, and the critical ones once each."""
+
+import time
+from collections.abc import Sequence
+
+from numwatch.diagnose import Finding, diagnose
+from numwatch.record import Run
+
+ROWS = 2_000_000
+"""Rows up to which a record is diagnosed beside the run: some 4 s. Policy."""
+SHARE = 0.01
+"""Share of the run's time that diagnoses at epoch ends may take. Policy."""
+ALARMS = 3
+"""So many steps that went wrong are looked into at once; the others wait for the epoch's end."""
+
+
+class LiveDiagnosis:
+    """Diagnoses a record as it grows, within its share of the run's time.
+
+    Attributes:
+        findings: What the last diagnosis found.
+        critical: Whether any diagnosis found something critical.
+    """
+
+    def __init__(self) -> None:
+        self.findings: tuple[Finding, ...] = ()
+        self.critical = False
+        self._told: set[str] = set()
+        self._alarms = ALARMS
+        self._started = time.perf_counter()
+        self._spent = self._longest = 0.0
+        self._last: int | None = None
+
+    def alarm(self) -> bool:
+        """Whether a step that went wrong is looked into at once."""
+        self._alarms -= 1
+        return self._alarms >= 0
+
+    def affordable(self) -> bool:
+        """Whether one more diagnosis stays within its share of the time since the start."""
+        return self._spent + self._longest <= SHARE * (time.perf_counter() - self._started)
+
+    def look(self, run: Run, step: int | None) -> Sequence[Finding]:
+        """Diagnoses a run, unless its record is too large to be read beside it.
+
+        Args:
+            run: The record, flushed.
+            step: Its last step; nothing is done where that was the last one before, too.
+
+        Returns:
+            First causes that are critical and whose rule was not told before.
+        """
+        if step is None or step == self._last or run.rows("tensors") > ROWS:
+            return ()
+        began = time.perf_counter()
+        self.findings = tuple(diagnose(run))
+        took = time.perf_counter() - began
+        self._last, self._spent, self._longest = step, self._spent + took, max(took, self._longest)
+        found = [f for f in self.findings if f.severity == "critical" and f.rule not in self._told]
+        self._told.update(finding.rule for finding in found)
+        self.critical = self.critical or bool(found)
+        return found

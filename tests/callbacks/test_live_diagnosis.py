@@ -1,0 +1,137 @@
+"""What a run is told of its own diagnosis: once, and in time to stop."""
+
+import logging
+import math
+
+import pytest
+import torch
+from test_monitor import batches, classifier, fit, trainer_of
+
+import numwatch
+from numwatch.callbacks import NumericsMonitor
+from numwatch.errors import NumwatchError
+from numwatch.live import ALARMS, LiveDiagnosis
+
+
+def poisoned(step):
+    """A module whose loss is NaN from a step on: log of a negative number."""
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        return loss if batch_idx < step else torch.log(-loss)
+
+    return classifier(training_step=training_step)
+
+
+def events(directory, kind):
+    return [event for event in numwatch.open_run(directory).events() if event["kind"] == kind]
+
+
+@pytest.mark.parametrize("stop_on", ["critical", None])
+def test_a_critical_finding_is_told_once_and_stops_the_fit_if_asked(stop_on, tmp_path, capsys):
+    monitor = NumericsMonitor(dir=str(tmp_path), strict=True, stop_on=stop_on)
+    trainer = fit(poisoned(60), callbacks=[monitor], n=200, tmp=tmp_path)
+    out = capsys.readouterr().out
+    (event,) = events(tmp_path, "finding")
+    assert (event["rule"], event["since"]) == ("nan-in-loss", 60)
+    told = [line for line in out.splitlines() if line.startswith("numwatch: critical")]
+    assert len(told) == 1
+    assert "test_live_diagnosis.py" in told[0]
+    assert (tmp_path / "numwatch" / "capsule").is_dir()
+    if stop_on:
+        assert 60 < trainer.global_step < 200
+    else:
+        assert trainer.global_step == 200
+    assert "diagnosis   critical from step 60" in out
+
+
+def test_without_summaries_it_is_a_log_record(tmp_path, caplog):
+    monitor = NumericsMonitor(dir=str(tmp_path), strict=True, summary=False)
+    with caplog.at_level(logging.WARNING, "numwatch"):
+        fit(poisoned(10), callbacks=[monitor], n=60, tmp=tmp_path)
+    (record,) = [record for record in caplog.records if record.name == "numwatch"]
+    assert "critical from step 10" in record.getMessage()
+
+
+def test_a_healthy_run_is_not_stopped_and_keeps_no_capsule(tmp_path, capsys):
+    monitor = NumericsMonitor(dir=str(tmp_path), strict=True, stop_on="critical")
+    trainer = fit(classifier(), callbacks=[monitor], n=40, tmp=tmp_path, max_epochs=2)
+    assert trainer.global_step == 80
+    assert "critical" not in capsys.readouterr().out
+    assert not (tmp_path / "numwatch" / "capsule").exists()
+
+
+def test_a_critical_finding_without_a_failed_step_keeps_the_next_one(tmp_path):
+    """Updates too small for BF16: no step fails, and the fit ends with a capsule all the same."""
+    from torch.optim import SGD
+
+    module = classifier(configure_optimizers=lambda self: SGD(self.parameters(), lr=3e-7))
+    # A LayerNorm's bias starts at 0, where BF16 holds any update.
+    monitor = NumericsMonitor(
+        every_n_steps=1, exclude=["body.0*"], dir=str(tmp_path), strict=True, stop_on="critical"
+    )
+    trainer = fit(
+        module, callbacks=[monitor], n=20, tmp=tmp_path, max_epochs=3, precision="bf16-true"
+    )
+    assert trainer.global_step == 21
+    assert numwatch.load_capsule(tmp_path).facts["reason"] == "critical"
+
+
+def test_a_run_that_dies_tells_why(tmp_path, capsys):
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        if batch_idx == 30:
+            raise RuntimeError("the user's own check")
+        return loss * math.nan if batch_idx > 20 else loss
+
+    monitor = NumericsMonitor(dir=str(tmp_path), strict=True)
+    with pytest.raises(RuntimeError, match="own check"):
+        fit(classifier(training_step=training_step), callbacks=[monitor], n=40, tmp=tmp_path)
+    assert "diagnosis   critical from step 21" in capsys.readouterr().out
+
+
+def test_a_plain_loop_asks_whether_to_stop(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    taken = 0
+    with numwatch.watch(
+        model, optimizer, dir=tmp_path, summary=False, strict=True, stop_on="critical"
+    ) as watch:
+        for step in range(300):
+            optimizer.zero_grad()
+            loss = model(torch.ones(8, 4)).square().mean() * (math.nan if step >= 5 else 1.0)
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+            taken += 1
+            if watch.stopping:
+                break
+    assert 5 < taken < 300
+
+
+def test_live_diagnosis_is_bitwise_harmless(tmp_path):
+    bare, told = classifier(), classifier()
+    torch.manual_seed(1)
+    trainer_of(tmp=tmp_path, max_epochs=2).fit(bare, batches())
+    monitor = NumericsMonitor(dir=str(tmp_path), strict=True, stop_on="critical")
+    fit(told, callbacks=[monitor], tmp=tmp_path, max_epochs=2)
+    for one, other in zip(bare.parameters(), told.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_unknown_stop_on_is_refused_at_once():
+    with pytest.raises(NumwatchError, match="stop_on is None or \"critical\"; got 'warning'"):
+        NumericsMonitor(stop_on="warning")
+
+
+def test_alarms_are_few_and_a_record_too_large_is_left_alone(tmp_path):
+    live = LiveDiagnosis()
+    assert [live.alarm() for _ in range(ALARMS + 2)] == [True] * ALARMS + [False] * 2
+    assert live.affordable()
+
+    class Large:
+        def rows(self, _table):
+            return 10**9
+
+    assert live.look(Large(), 3) == ()
+    assert live.findings == ()

@@ -22,8 +22,9 @@ def diagnose(
         progress: Called with the number of rows read, with each piece of the `tensors` table.
 
     Returns:
-        The findings, the first cause first, infos last; empty where nothing is wrong. A rule that can't make
-        sense of the record costs only itself and is told as an info, as is a record without steps.
+        The findings, the first cause first, infos last; empty where nothing is wrong. A rule that
+        can't make sense of the record costs only itself and is told as an info, as is a record
+        without steps.
 
     Raises:
         RecordError: There is no record at the path, or none that can be read.

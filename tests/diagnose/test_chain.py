@@ -7,7 +7,7 @@ from diagnosis_builders import flat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numwatch.diagnose.chain import PHASE_OF, LEADS_TO, PHASES, chain, order_key
+from numwatch.diagnose.chain import LEADS_TO, PHASE_OF, PHASES, chain, order_key
 from numwatch.diagnose.finding import SEVERITIES, Finding
 from numwatch.diagnose.rules import RULES
 

@@ -72,8 +72,8 @@ def sensitive_operation_low(evidence: Evidence) -> Iterator[Finding]:
             "info",
             rest,
             _count(rest),
-            f"the model computes {', '.join(kinds)} in {_formats(row['output'] for row in rest)}, first "
-            f"by {_said(rest[0])}",
+            f"the model computes {', '.join(kinds)} in {_formats(row['output'] for row in rest)}, "
+            f"first by {_said(rest[0])}",
             "where exactness matters compute them in FP32: `x.float()` inside "
             "`torch.autocast(device_type, enabled=False)`",
             _AUTOCAST,

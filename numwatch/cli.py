@@ -186,6 +186,8 @@ def diagnose(
             _print_json({"gemms": gemm_rows(products)})
         else:
             _print_lines(gemm_lines(products))
+        if record.problems:
+            raise NumwatchError(f"{_damage(record.problems)} in {record.path}")
         return
     with _reading(record.rows("tensors")) as progress:
         findings = find(record, progress=progress)

@@ -307,3 +307,26 @@ def test_reproduce_without_a_capsule_or_function_is_one_line(command, failed_run
     script = f"{PLANTED / 'make_planted.py'}:liner"
     refused(command("reproduce", failed_run / "well", "--script", script), "no capsule")
     refused(command("reproduce", failed_run / "ill", "--script", script), "liner")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "text"),
+    [
+        ("capsule.json", b"[]", "no facts"),
+        ("capsule.json", b"{}", "lacks its step"),
+        ("capsule.json", b'{"a', "can't be read"),
+        ("state.pt", b"garbage", "state.pt is damaged"),
+        ("state.pt", b"", "can't be read"),
+    ],
+)
+def test_a_capsule_that_is_damaged_is_one_line(command, failed_run, file, content, text):
+    (failed_run / "ill" / "numwatch" / "capsule" / file).write_bytes(content)
+    script = f"{PLANTED / 'make_planted.py'}:linear"
+    refused(command("reproduce", failed_run / "ill", "--script", script), text)
+
+
+def test_numbers_of_a_capsule_are_checked(command, failed_run):
+    path = failed_run / "ill" / "numwatch" / "capsule" / "capsule.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "loss_scale": "many"}))
+    script = f"{PLANTED / 'make_planted.py'}:linear"
+    refused(command("reproduce", failed_run / "ill", "--script", script), "loss_scale")

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -242,15 +243,22 @@ def test_a_reader_that_leaves_early_is_no_error(run_dir):
 PLANTED = Path(__file__).parent / "forensics"
 
 
-@pytest.fixture
-def failed_run(tmp_path, monkeypatch):
-    """A run whose forward leaves FP16 at step 3, with a capsule; and a healthy one."""
-    monkeypatch.syspath_prepend(PLANTED)
+@pytest.fixture(scope="session")
+def planted_runs(tmp_path_factory):
+    """A run whose forward leaves BF16 at step 3, with a capsule; and a healthy one."""
+    sys.path.insert(0, str(PLANTED))
     from planted import Linear, batches, fit, too_large
 
-    fit(Linear(), tmp_path / "ill", batches(too_large), precision="bf16-mixed")
-    fit(Linear(), tmp_path / "well", batches(), precision="bf16-mixed")
-    return tmp_path
+    directory = tmp_path_factory.mktemp("planted")
+    fit(Linear(), directory / "ill", batches(too_large), precision="bf16-mixed")
+    fit(Linear(), directory / "well", batches(), precision="bf16-mixed")
+    return directory
+
+
+@pytest.fixture
+def failed_run(planted_runs, tmp_path):
+    """A copy of both."""
+    return shutil.copytree(planted_runs, tmp_path / "planted")
 
 
 def test_diagnose_names_the_cause_and_fails_as_asked(command, failed_run):

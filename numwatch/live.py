@@ -1,7 +1,7 @@
 """The diagnosis while a run lives: findings so far, and the critical ones once each."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from numwatch.diagnose import Finding, diagnose
 from numwatch.record import Run
@@ -48,7 +48,7 @@ class LiveDiagnosis:
             step: Its last step; nothing is done where that was the last one before, too.
 
         Returns:
-            First causes that are critical and whose rule was not told before.
+            Critical findings that follow from no critical one and whose rule was not told before.
         """
         if step is None or step == self._last or run.rows("tensors") > ROWS:
             return ()
@@ -56,7 +56,16 @@ class LiveDiagnosis:
         self.findings = tuple(diagnose(run))
         took = time.perf_counter() - began
         self._last, self._spent, self._longest = step, self._spent + took, max(took, self._longest)
-        found = [f for f in self.findings if f.severity == "critical" and f.rule not in self._told]
+        found = [f for f in _critical(self.findings) if f.rule not in self._told]
         self._told.update(finding.rule for finding in found)
         self.critical = self.critical or bool(found)
         return found
+
+
+def _critical(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """Yields what is critical, a warning's consequences included, a critical one's left out."""
+    for finding in findings:
+        if finding.severity == "critical":
+            yield finding
+        else:
+            yield from _critical(finding.consequences)

@@ -64,6 +64,9 @@ class Failures:
     A step fails whose optimizer a scaler skips, and one without a scaler whose loss or gradients
     are not finite. Of the latter numwatch knows in time only where it can be read without waiting
     for the device: on a CPU, or where a copy has already arrived.
+
+    Attributes:
+        wanted: Whether a capsule is kept of the next step, though it does not fail.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class Failures:
         self._batch: MicroBatch | None = None
         self._start: Start | None = None
         self._loss: Parcel | float | None = None
-        self._done = False
+        self._done = self.wanted = False
         self._occasions = Occasions()
         self._last: deque[Snapshot] = deque(maxlen=LAST_STEPS)
         self._found: Origin | None = None
@@ -148,6 +151,8 @@ class Failures:
 
     def before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Looks, where there is no scaler, whether the gradients are worth a step."""
+        if self.wanted:
+            self.keep_capsule("critical")  # while the weights are those of its forward
         if self._scaler is not None or self._done:
             return
         loss = self._known_loss()
@@ -198,8 +203,9 @@ class Failures:
             notes = self._notes(batch, start)
             facts = self._facts(why, batch, notes, error)
             state = self._state(batch, start)
-            if write_capsule(self._recorder.directory, state, facts, self._limit):
-                self._recorder.event("capsule", step, reason=why)
+            written = write_capsule(self._recorder.directory, state, facts, self._limit)
+            told = {} if written else {"note": "not kept: one of an earlier attempt is there"}
+            self._recorder.event("capsule", step, reason=why, **told)
         except Exception as fault:  # noqa: BLE001  # a full disk, a state that can't be copied
             self._recorder.event("capsule", step, reason=why, note=f"not kept: {reason(fault)}")
 

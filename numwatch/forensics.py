@@ -98,7 +98,7 @@ def find_origin(
     why = None
     try:
         return _find(model, failed, around)
-    except Exception as error:  # noqa: BLE001  # the user's own step on a copy: anything
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # the user's own step: anything
         why = reason(error)
     return Origin(UNKNOWN, note=f"the step could not be run once more: {why}")
 

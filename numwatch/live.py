@@ -11,7 +11,7 @@ ROWS = 2_000_000
 SHARE = 0.01
 """Share of the run's time that diagnoses at epoch ends may take. Policy."""
 ALARMS = 3
-"""So many steps that went wrong are looked into at once; the others wait for the epoch's end."""
+"""So many times a run is diagnosed at once; from then on within its share of the time. Policy."""
 
 
 class LiveDiagnosis:
@@ -19,12 +19,13 @@ class LiveDiagnosis:
 
     Attributes:
         findings: What the last diagnosis found.
-        critical: Whether any diagnosis found something critical.
+        critical: Whether any diagnosis found something critical of this attempt.
+        outgrown: Whether the record has become too large.
     """
 
     def __init__(self) -> None:
         self.findings: tuple[Finding, ...] = ()
-        self.critical = False
+        self.critical = self.outgrown = False
         self._told: set[str] = set()
         self._alarms = ALARMS
         self._started = time.perf_counter()
@@ -32,31 +33,36 @@ class LiveDiagnosis:
         self._last: int | None = None
 
     def alarm(self) -> bool:
-        """Whether a step that went wrong is looked into at once."""
+        """Whether steps that went wrong are looked into at once."""
         self._alarms -= 1
-        return self._alarms >= 0
+        return self._alarms >= 0 or self.affordable()
 
     def affordable(self) -> bool:
         """Whether one more diagnosis stays within its share of the time since the start."""
         return self._spent + self._longest <= SHARE * (time.perf_counter() - self._started)
 
-    def look(self, run: Run, step: int | None) -> Sequence[Finding]:
+    def look(self, run: Run, first: int | None, step: int | None) -> Sequence[Finding]:
         """Diagnoses a run, unless its record is too large to be read beside it.
 
         Args:
             run: The record, flushed.
+            first: First step of this attempt: what was wrong before it was told before.
             step: Its last step; nothing is done where that was the last one before, too.
 
         Returns:
             Critical findings that follow from no critical one and whose rule was not told before.
         """
-        if step is None or step == self._last or run.rows("tensors") > ROWS:
+        if first is None or step is None or step == self._last:
+            return ()
+        if run.rows("tensors") > ROWS:
+            self.findings, self.outgrown = (), True
             return ()
         began = time.perf_counter()
         self.findings = tuple(diagnose(run))
         took = time.perf_counter() - began
         self._last, self._spent, self._longest = step, self._spent + took, max(took, self._longest)
-        found = [f for f in _critical(self.findings) if f.rule not in self._told]
+        found = [f for f in _critical(self.findings) if f.step >= first]
+        found = [finding for finding in found if finding.rule not in self._told]
         self._told.update(finding.rule for finding in found)
         self.critical = self.critical or bool(found)
         return found

@@ -135,7 +135,7 @@ def _compare(
     loss, norm = None, None
     try:
         loss, norm = _run(model, capsule, device, scale)
-    except Exception as raised:  # noqa: BLE001  # it may be the failure that is looked for
+    except (Exception, SystemExit) as raised:  # noqa: BLE001  # it may be the failure that is looked for
         error = reason(raised)
     then = capsule.facts.get("exception")
     if then is not None or error is not None:
@@ -206,7 +206,9 @@ def _prepare(model: Any, capsule: Capsule, device: torch.device) -> None:
             f"the script's model is not the run's: {len(missing)} tensors are in one of them "
             f"alone, {missing[0]} first"
         )
-    dtypes = {t.dtype for n, t in kept.items() if own[n].dtype != t.dtype and t.is_floating_point()}
+    pairs = [(own[name], value) for name, value in kept.items()]
+    tensors = [pair for pair in pairs if all(isinstance(one, Tensor) for one in pair)]
+    dtypes = {t.dtype for made, t in tensors if made.dtype != t.dtype and t.is_floating_point()}
     if len(dtypes) == 1:
         model.to(*dtypes)  # a true low precision, which the Trainer would have asked for
     model.to(device)
@@ -215,7 +217,7 @@ def _prepare(model: Any, capsule: Capsule, device: torch.device) -> None:
     except RuntimeError as error:
         raise NumwatchError(f"the script's model is not the run's: {reason(error)}") from error
     buffers = dict(model.named_buffers())
-    for name, kept_buffer in capsule.state.get("buffers", {}).items():
+    for name, kept_buffer in (capsule.state.get("buffers") or {}).items():
         if name in buffers:
             buffers[name].copy_(kept_buffer)
     model.train()

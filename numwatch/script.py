@@ -37,7 +37,7 @@ def made_by(script: str) -> Any:
         return _function(module, name, path)()
     except NumwatchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise NumwatchError(f"{script} does not make a model: {reason(error)}") from error
     finally:
         sys.path.remove(str(file.parent.absolute()))

@@ -132,7 +132,7 @@ class Session:
 
     @property
     def stopping(self) -> bool:
-        """Whether `stop_on` asks the run to end; a capsule of a micro-batch is kept before."""
+        """Whether the run is to end now: a capsule is kept, or a step was there to keep one of."""
         kept = self._failures is None or self._failures.kept or self._tried
         return self._critical and kept
 
@@ -165,6 +165,7 @@ class Session:
         """Takes note of a micro-batch before its forward, in case that it fails."""
         if self._failures and self.watching:
             with self._gate.watching():
+                self._failures.wanted = self._critical
                 self._failures.begin_batch(batch())
 
     def see_loss(self, loss: Tensor) -> None:
@@ -177,9 +178,6 @@ class Session:
         """Looks into a micro-batch that failed, before its step ends, and lets go of it."""
         if self._failures and self.watching:
             with self._gate.watching():
-                if self._critical:
-                    self._failures.keep_capsule("critical")
-                    self._tried = True
                 self._failures.end_batch()
 
     def keep_capsule(self, why: str, error: BaseException | None = None) -> None:
@@ -208,6 +206,7 @@ class Session:
         """Closes the step, after the optimizer's step and the scaler's update."""
         if self.watching and self._watch:
             with self._gate.watching():
+                self._tried = self._critical  # since before this step: its capsule was due
                 self._watch.end(epoch=epoch, batch=batch)
                 self._keep()
                 if self._telling:

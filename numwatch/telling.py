@@ -26,7 +26,8 @@ class Telling:
         self._recorder, self._console = recorder, console
         self._live = LiveDiagnosis()
         self._collapse_alarm = CollapseAlarm()
-        self._alarmed = False
+        self._alarmed = self._told_outgrown = False
+        self._first_step: int | None = None
         self._last_step: int | None = None
 
     @property
@@ -36,9 +37,10 @@ class Telling:
 
     def see(self, snapshot: Snapshot) -> None:
         """Takes a step's numbers, which may call for a diagnosis at once."""
+        if self._first_step is None:
+            self._first_step = snapshot.step
         self._last_step = snapshot.step
-        if _is_alarming(snapshot) and self._live.alarm():
-            self._alarmed = True
+        self._alarmed = self._alarmed or _is_alarming(snapshot)
         scalars = snapshot.scalars
         collapse = self._collapse_alarm.see(
             snapshot.step, scalars.loss_scale_before, scalars.loss_scale_after, scalars.skipped
@@ -51,8 +53,7 @@ class Telling:
 
     def end_step(self) -> None:
         """Diagnoses the run where a step has called for it."""
-        if self._alarmed:
-            self._alarmed = False
+        if self._alarmed and self._live.alarm():
             self._recorder.flush()
             self._look()
 
@@ -64,13 +65,15 @@ class Telling:
 
     def end(self) -> None:
         """Prints the whole run and what is wrong with it."""
-        if self._console is not None:
+        if self._console is not None or self._alarmed:
             self._look()
-            self._summarize(None)
+        self._summarize(None)
 
     def _look(self) -> None:
         """Tells what is new and critical, once."""
-        for finding in self._live.look(open_run(self._recorder.directory), self._last_step):
+        self._alarmed = False
+        run = open_run(self._recorder.directory)
+        for finding in self._live.look(run, self._first_step, self._last_step):
             self._recorder.event(
                 "finding",
                 self._last_step or 0,
@@ -79,11 +82,22 @@ class Telling:
                 slot=finding.slot,
                 cause=finding.cause,
             )
-            line = Text("numwatch: ").append_text(finding_line(finding))
-            if self._console is not None:
-                print_line(line, self._console)
-            else:
-                _LOG.warning(line.plain)
+            self._tell(finding_line(finding))
+        if self._live.outgrown and not self._told_outgrown:
+            self._told_outgrown = True
+            self._tell(
+                Text(
+                    "the record is too large to be diagnosed beside the run, and stop_on looks no "
+                    f"more; `numwatch diagnose {self._recorder.directory}` does"
+                )
+            )
+
+    def _tell(self, text: Text) -> None:
+        line = Text("numwatch: ").append_text(text)
+        if self._console is not None:
+            print_line(line, self._console)
+        else:
+            _LOG.warning(line.plain)
 
     def _summarize(self, epoch: int | None) -> None:
         if self._console is not None:
@@ -94,7 +108,7 @@ class Telling:
 
 
 def _is_alarming(snapshot: Snapshot) -> bool:
-    """Whether a step that was taken had numbers that no step survives."""
+    """Whether a step's loss was not finite, or the gradients of one that was taken."""
     scalars = snapshot.scalars
-    numbers = [n for n in (scalars.loss, scalars.grad_norm) if n is not None]
-    return not scalars.skipped and not all(map(math.isfinite, numbers))
+    judged = (scalars.loss, None if scalars.skipped else scalars.grad_norm)
+    return not all(math.isfinite(number) for number in judged if number is not None)

@@ -321,7 +321,7 @@ def test_reproduce_without_a_capsule_or_function_is_one_line(command, failed_run
     ("file", "content", "text"),
     [
         ("capsule.json", b"[]", "no facts"),
-        ("capsule.json", b"{}", "lacks its step"),
+        ("capsule.json", b"{}", "lack step"),
         ("capsule.json", b'{"a', "can't be read"),
         ("state.pt", b"garbage", "state.pt is damaged"),
         ("state.pt", b"", "can't be read"),
@@ -333,8 +333,56 @@ def test_a_capsule_that_is_damaged_is_one_line(command, failed_run, file, conten
     refused(command("reproduce", failed_run / "ill", "--script", script), text)
 
 
-def test_numbers_of_a_capsule_are_checked(command, failed_run):
-    path = failed_run / "ill" / "numwatch" / "capsule" / "capsule.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "loss_scale": "many"}))
+ORIGIN = {"phase": "forward", "module": "", "tensor": "", "value": "inf", "inputs": []}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("loss_scale", "many"),
+        ("loss", "0x1p99999"),
+        ("origin", [1]),
+        ("origin", {}),
+        ("origin", ORIGIN),
+        ("origin", {**ORIGIN, "operation": "exp", "inputs": [1]}),
+        ("micro_batches", 0),
+        ("autocast", "cat"),
+        ("default_dtype", "int64"),
+        ("exception", 5),
+        ("module", 5),
+        ("module", {1: torch.ones(1)}),
+        ("buffers", 3),
+        ("buffers", {"a": 1}),
+        ("random", {}),
+        ("random", {"cpu": 1, "cuda": {}, "numpy": [1], "python": [1]}),
+        ("scaler", {"scale": 1.0}),
+    ],
+)
+def test_each_part_of_a_capsule_is_checked(command, failed_run, part, value):
+    folder = failed_run / "ill" / "numwatch" / "capsule"
+    state = torch.load(folder / "state.pt", weights_only=True)
+    facts = json.loads((folder / "capsule.json").read_text())
+    if part in ("module", "buffers", "random", "scaler"):
+        torch.save({**state, part: value}, folder / "state.pt")
+    else:
+        (folder / "capsule.json").write_text(json.dumps({**facts, part: value}))
     script = f"{PLANTED / 'make_planted.py'}:linear"
-    refused(command("reproduce", failed_run / "ill", "--script", script), "loss_scale")
+    refused(command("reproduce", failed_run / "ill", "--script", script), part)
+
+
+@pytest.mark.parametrize("text", ["import sys; sys.exit(0)", "def f():\n    raise SystemExit(0)"])
+def test_a_script_that_exits_is_no_success(command, failed_run, text):
+    script = failed_run / "leaves.py"
+    script.write_text(text)
+    refused(command("reproduce", failed_run / "ill", "--script", f"{script}:f"), "SystemExit")
+
+
+def test_a_malformed_event_costs_only_itself(command, failed_run):
+    with (failed_run / "ill" / "numwatch" / "events.jsonl").open("a") as file:
+        file.write('{"attempt": [], "step": "x", "kind": {}}\n{"attempt": 0, "step": true}\n')
+    for name in ("report", "diagnose"):
+        code, out, err = command(name, failed_run / "ill")
+        assert code == 2
+        assert out
+        assert "2 parts can't be read" in err
+    assert out.startswith("critical  step 3")

@@ -110,6 +110,19 @@ def rows_of(text):
     return [[cell.strip() for cell in cells] for cells in lines]
 
 
+def test_figures_beside_the_tables_are_those_of_the_result_files():
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    ready = results("overhead-fp32-ready-cpu")["results"][0]
+    assert f"with it gave {ready['cost']:.2f} in FP32 at the default cadence" in readme
+    assert f"how it did on {len(results('clinic-cpu')['results'])} runs" in readme
+    text = " ".join((ROOT / "docs" / "diagnose.md").read_text().split())
+    large = json.loads((ROOT / "benchmarks" / "results" / "diagnose-cpu.json").read_text())
+    assert (large["steps"], large["slots"], large["rows"]) == (10_000, 1_000, 10_000_000)
+    assert f"took {large['seconds']:.1f} s and {large['peak_gib']:.2f} GiB on two cores" in text
+    assert large["seconds"] < large["limit_seconds"]
+    assert large["peak_gib"] < large["limit_gib"]
+
+
 def test_costs_in_the_readme_are_those_of_the_result_files():
     measured = [
         {row["name"]: f"{row['cost']:.2f}" for row in results(f"overhead-{kind}-cpu")["results"]}

@@ -31,7 +31,7 @@ def diagnose(
     """
     evidence = Evidence(run if isinstance(run, Run) else open_run(run), progress)
     if not len(evidence.steps):
-        return [_without_steps()]
+        return [_without_steps(evidence)]
     # What is merely worth knowing comes last, however early it held.
     return sorted(chain(apply(RULES, evidence)), key=lambda finding: finding.severity == "info")
 
@@ -51,15 +51,20 @@ def _apply(rule: Rule, evidence: Evidence) -> Iterable[Finding]:
         return [_failed(rule, error, int(evidence.steps.step[0]))]
 
 
-def _without_steps() -> Finding:
+def _without_steps(evidence: Evidence) -> Finding:
+    died = any(event.get("reason") == "exception" for event in evidence.events_of("capsule"))
+    ended = " because an exception ended the run in its first one" if died else ""
     return Finding(
         rule="no-steps",
         severity="info",
         step=0,
         slot=None,
         evidence=(),
-        cause="the record holds no step that can be read, so nothing can be said about the run",
-        cure="diagnose it again when it has taken some steps, or look for damage with "
+        cause=f"the record holds no step that can be read{ended}, so nothing can be said about "
+        "the run",
+        cure="`numwatch reproduce` runs that step again"
+        if died
+        else "diagnose it again when it has taken some steps, or look for damage with "
         "`numwatch report`",
         source="policy",
     )

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from numwatch.record.capsule_content import flaw_of
 from numwatch.record.errors import RecordError
 from numwatch.record.run import Run, open_run
 
@@ -22,14 +22,6 @@ GIGABYTE = 1e9
 
 _LARGE = ("optimizers", "module")
 """Parts of the state that are left out, in this order, until the rest is small enough."""
-
-_FACTS: dict[str, type] = {
-    **dict.fromkeys(("step", "epoch", "batch_index"), int),
-    **dict.fromkeys(("reason", "precision"), str),
-    "notes": list,
-}
-_NUMBERS = ("loss", "gradient_norm", "loss_scale")
-"""Facts a capsule must have, and those that are kept as `float.hex`."""
 
 
 @dataclass(frozen=True)
@@ -81,30 +73,19 @@ def load_capsule(run: Run | str | os.PathLike[str]) -> Capsule:
         )
     try:
         facts = json.loads((path / FACTS).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"the capsule in {path} can't be read: {error}") from error
+    try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+    except FileNotFoundError as error:
+        raise RecordError(f"the capsule in {path} can't be read: no {STATE}") from error
+    except Exception as error:
         # torch's own text advises to load it without care.
         raise RecordError(f"the capsule in {path} can't be read: {STATE} is damaged") from error
-    except Exception as error:
-        raise RecordError(f"the capsule in {path} can't be read: {error}") from error
-    _check(facts, state, path)
+    flaw = flaw_of(facts, state)
+    if flaw is not None:
+        raise RecordError(f"the capsule in {path} can't be read: {flaw}")
     return Capsule(path, facts, state)
-
-
-def _check(facts: Any, state: Any, path: Path) -> None:
-    """Refuses what is no capsule's content, before anything rests on it."""
-    if not isinstance(facts, dict) or not isinstance(state, dict):
-        raise RecordError(f"the capsule in {path} can't be read: it holds no facts or no state")
-    for name, kind in _FACTS.items():
-        if not isinstance(facts.get(name), kind):
-            raise RecordError(f"the capsule in {path} can't be read: {FACTS} lacks its {name}")
-    try:
-        for name in _NUMBERS:
-            float.fromhex(facts.get(name) or "0x0p0")
-    except (TypeError, ValueError):
-        raise RecordError(
-            f"the capsule in {path} can't be read: {name} in {FACTS} is no `float.hex`"
-        ) from None
 
 
 def write_capsule(

@@ -35,8 +35,13 @@ def read_events(directory: Path) -> tuple[list[dict[str, Any]], list[int]]:
             event = json.loads(line)
         except ValueError:
             event = None
-        if isinstance(event, dict) and {"attempt", "step", "kind"} <= event.keys():
+        if isinstance(event, dict) and _is_whole(event):
             events.append(event)
         elif line.strip():
             damaged.append(number)
     return events, damaged
+
+
+def _is_whole(event: dict[str, Any]) -> bool:
+    numbers = all(type(event.get(name)) is int for name in ("attempt", "step"))
+    return numbers and isinstance(event.get("kind"), str)

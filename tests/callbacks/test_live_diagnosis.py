@@ -9,6 +9,7 @@ from test_monitor import batches, classifier, fit, trainer_of
 
 import numwatch
 from numwatch.callbacks import NumericsMonitor
+from numwatch.diagnose import Finding
 from numwatch.errors import NumwatchError
 from numwatch.live import ALARMS, LiveDiagnosis
 
@@ -124,14 +125,90 @@ def test_unknown_stop_on_is_refused_at_once():
         NumericsMonitor(stop_on="warning")
 
 
-def test_alarms_are_few_and_a_record_too_large_is_left_alone(tmp_path):
+def test_alarms_beyond_the_first_wait_until_they_are_affordable(monkeypatch):
     live = LiveDiagnosis()
+    monkeypatch.setattr(live, "affordable", lambda: False)
     assert [live.alarm() for _ in range(ALARMS + 2)] == [True] * ALARMS + [False] * 2
-    assert live.affordable()
+    monkeypatch.setattr(live, "affordable", lambda: True)
+    assert live.alarm()
 
-    class Large:
-        def rows(self, _table):
-            return 10**9
 
-    assert live.look(Large(), 3) == ()
-    assert live.findings == ()
+def finding(rule, severity, step=3, consequences=()):
+    return Finding(rule, severity, step, None, (), rule, rule, "policy", consequences=consequences)
+
+
+@pytest.mark.parametrize(
+    ("first", "told"), [(0, ["forward-overflow"]), (3, ["forward-overflow"]), (4, [])]
+)
+def test_a_critical_consequence_of_a_warning_is_told_and_an_earlier_attempt_s_not(
+    first, told, tmp_path, monkeypatch
+):
+    worse = finding("loss-spike", "critical")
+    overflow = finding("forward-overflow", "critical", consequences=(worse,))
+    found = [finding("activation-growth", "warning", 0, (overflow,))]
+    monkeypatch.setattr("numwatch.live.diagnose", lambda _run: found)
+    fit(classifier(), callbacks=[NumericsMonitor(dir=str(tmp_path), summary=False)], tmp=tmp_path)
+    live = LiveDiagnosis()
+    run = numwatch.open_run(tmp_path)
+    assert [each.rule for each in live.look(run, first, 7)] == told
+    assert live.look(run, first, 8) == []
+    assert live.critical == bool(told)
+
+
+def test_a_record_that_grows_too_large_is_said_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("numwatch.live.ROWS", 10)
+    monitor = NumericsMonitor(every_n_steps=1, dir=str(tmp_path), strict=True)
+    fit(poisoned(5), callbacks=[monitor], tmp=tmp_path, max_epochs=2)
+    out = capsys.readouterr().out
+    assert out.count("too large to be diagnosed beside the run") == 1
+    assert "diagnosis  " not in out
+
+
+def test_a_failure_in_the_last_steps_is_told_without_summaries(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "numwatch"):
+        model = torch.nn.Sequential(torch.nn.Linear(4, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with numwatch.watch(model, optimizer, dir=tmp_path, summary=False, strict=True) as watch:
+            for step in range(40):
+                optimizer.zero_grad()
+                loss = model(torch.ones(8, 4)).square().mean() * (math.nan if step >= 38 else 1.0)
+                loss.backward()
+                optimizer.step()
+                watch.step(loss=loss)
+    (record,) = [record for record in caplog.records if record.name == "numwatch"]
+    assert "critical from step 38" in record.getMessage()
+
+
+def test_a_nan_loss_that_the_scaler_skips_is_an_alarm_too(tmp_path, capsys):
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch) * (math.nan if batch_idx >= 10 else 1.0)
+
+    monitor = NumericsMonitor(every_n_steps=1, dir=str(tmp_path), strict=True, stop_on="critical")
+    model = classifier(training_step=training_step)
+    trainer = fit(
+        model, callbacks=[monitor], n=60, tmp=tmp_path, precision="16-mixed", scale=1024.0
+    )
+    assert 10 < trainer.global_step < 20
+    assert events(tmp_path, "skip")
+    assert "critical from step 10" in capsys.readouterr().out
+
+
+def test_a_resumed_run_is_not_stopped_by_what_its_first_attempt_died_of(tmp_path):
+    def training_step(self, batch, batch_idx):
+        return self.loss(batch) * (math.nan if self.poison and self.global_step > 8 else 1.0)
+
+    def monitor():
+        return NumericsMonitor(every_n_steps=1, strict=True, summary=False, stop_on="critical")
+
+    checkpoint = tmp_path / "checkpoint"
+    ill = classifier(training_step=training_step, poison=True)
+    trainer = fit(ill, callbacks=[monitor()], n=8, tmp=tmp_path, max_epochs=3)
+    assert trainer.global_step < 24
+    trainer.save_checkpoint(checkpoint)
+    well = classifier(training_step=training_step, poison=False)
+    well.on_load_checkpoint = lambda saved: saved["state_dict"].update(classifier().state_dict())
+    trainer = fit(
+        well, callbacks=[monitor()], n=8, tmp=tmp_path, max_epochs=5, ckpt_path=checkpoint
+    )
+    assert trainer.current_epoch == 5
+    assert all(parameter.isfinite().all() for parameter in well.parameters())

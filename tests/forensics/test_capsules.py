@@ -17,7 +17,9 @@ from planted import (
     too_large,
 )
 
+import numwatch
 from numwatch.callbacks import NumericsMonitor
+from numwatch.diagnose import Finding
 from numwatch.errors import NumwatchError
 from numwatch.record import RecordError
 from numwatch.record.capsule import load_capsule
@@ -150,3 +152,31 @@ def test_scripts_that_do_not_fit(script, text, tmp_path):
     monitored(tmp_path)
     with pytest.raises(NumwatchError, match=text):
         reproduce(tmp_path, script)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "fp16"])
+def test_a_critical_finding_s_capsule_is_of_the_step_before_it_moves_the_weights(
+    precision, tmp_path, monkeypatch
+):
+    critical = Finding("loss-spike", "critical", 0, None, (), "cause", "cure", "policy")
+    monkeypatch.setattr("numwatch.live.diagnose", lambda _run: [critical])
+    monitor = NumericsMonitor(
+        every_n_steps=1, summary=False, strict=True, dir=str(tmp_path), stop_on="critical"
+    )
+    options = fp16(1024.0) if precision == "fp16" else {"precision": precision}
+    trainer, _ = fit(
+        Linear(), tmp_path, batches(n=4), steps=12, monitor=False, callbacks=[monitor], **options
+    )
+    assert trainer.global_step == 5
+    assert load_capsule(tmp_path).facts["reason"] == "critical"
+    found = reproduce(tmp_path, f"{SCRIPT}:linear")
+    assert {name: outcomes(found)[name] for name in ("loss", "gradient norm")} == dict.fromkeys(
+        ("loss", "gradient norm"), SAME
+    )
+
+
+def test_a_resumed_run_says_that_an_earlier_attempt_s_capsule_is_there(tmp_path):
+    fit(Linear(), tmp_path, batches(too_large), precision="bf16-mixed")
+    fit(Linear(), tmp_path, batches(too_large), precision="bf16-mixed")
+    kept = [event for event in numwatch.open_run(tmp_path).events() if event["kind"] == "capsule"]
+    assert kept[-1]["note"] == "not kept: one of an earlier attempt is there"

@@ -126,13 +126,17 @@ def nan_in_backward(evidence: Evidence) -> Iterator[Finding]:
         return
     first = found[0]
     what = f"{first.slot or 'a gradient'} is the first gradient with {_WORDS[first.value]}"
+    seen = bool(evidence.steps.loss_known[evidence.steps.step == first.step].any())
+    rest = "forward and loss are finite"
+    if not seen:
+        rest = "what was watched of the forward is finite and the loss was not seen"
     yield _finding(
         evidence,
         "nan-in-backward",
         found,
         f"{told(first)} in backward, while forward and loss are finite"
         if first.operation
-        else f"{what}, while forward and loss are finite",
+        else f"{what}, while {rest}",
         "add an eps where the function is steep, `torch.sqrt(x + eps)`, `x / (y + eps)`"
         if first.at_a_pole
         else cure_of(

@@ -1,0 +1,1 @@
+"""Training under a plan without its hardware: every operand rounded through its format."""

@@ -1,0 +1,1 @@
+"""What to use instead: formats, scales and recipes for each tensor, from a run's record."""

@@ -1,0 +1,1 @@
+"""A run's recorded history under a recipe that it did not use."""

@@ -10,23 +10,32 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 
 from numwatch.errors import NumwatchError
 from numwatch.formats import FORMATS
+from numwatch.recipes.sliding import window_maxima
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
 
     from numwatch.formats import Format
+
+    Floats = npt.NDArray[np.float32]
+    Ints = npt.NDArray[np.int64]
 
 State = Mapping[str, "Tensor"]
 """What a rule remembers between steps, by name: small tensors, fit for a checkpoint."""
 Algorithm = Literal["max", "most_recent"] | Callable[["Tensor"], "Tensor"]
 
-_FP32_MAX = FORMATS["fp32"].max
+_FP32_MAX, _SMALLEST = FORMATS["fp32"].max, FORMATS["fp32"].smallest_subnormal
 _CURRENT_EPS = 1e-12
 """Amaxes below it count as it: torchao's `EPS`."""
+_FP32_EXPONENT = 0x7F800000
+_WIDEST_MARGIN = 16
+"""More would take a large amax's scale out of FP32; E4M3 has 18 binades in all."""
 
 
 class TensorScaling(Protocol):
@@ -46,6 +55,19 @@ class TensorScaling(Protocol):
             fmt: The format it is cast to.
         """
 
+    def over(self, amaxes: Floats, fmt: Format, runs: Ints | None = None) -> Floats:
+        """Returns the scale in force at each of one tensor's casts, as `step` by `step`, and fast.
+
+        Args:
+            amaxes: FP32 [n], in the order of the casts.
+            fmt: The format cast to.
+            runs: Int64 [n], rising: which of all the tensor's casts each amax is of, where some
+                were not seen. By default all were.
+
+        Returns:
+            FP32 [n].
+        """
+
 
 @dataclass(frozen=True)
 class StaticScaling:
@@ -60,7 +82,7 @@ class StaticScaling:
 
     def __post_init__(self) -> None:
         """Refuses what is no scale."""
-        if not 0.0 < self.scale <= _FP32_MAX:
+        if not _SMALLEST <= self.scale <= _FP32_MAX:
             raise NumwatchError(f"a static scale is positive and finite; got {self.scale!r}")
 
     def start(self, like: Tensor) -> State:  # noqa: ARG002  # it remembers nothing
@@ -70,6 +92,10 @@ class StaticScaling:
     def step(self, state: State, amax: Tensor, fmt: Format) -> tuple[Tensor, State]:  # noqa: ARG002
         """Returns the scale."""
         return torch.full_like(amax, self.scale, dtype=torch.float32), state
+
+    def over(self, amaxes: Floats, fmt: Format, runs: Ints | None = None) -> Floats:  # noqa: ARG002
+        """Returns the scale, at each cast."""
+        return np.full_like(amaxes, self.scale)
 
 
 @dataclass(frozen=True)
@@ -98,21 +124,31 @@ class CurrentScaling:
             scale = floor_to_power_of_two(scale)
         return torch.where((wide > 0) & wide.isfinite(), scale, 1.0), state
 
+    def over(self, amaxes: Floats, fmt: Format, runs: Ints | None = None) -> Floats:  # noqa: ARG002
+        """Returns each tensor's scale; none depends on another's."""
+        scales: Floats = self.step({}, torch.from_numpy(amaxes), fmt)[0].numpy()
+        return scales
+
 
 @dataclass(frozen=True)
 class DelayedScaling:
     """Transformer Engine's `DelayedScaling`: the scale of a step comes from the steps before it.
 
     Slot 0 of the history takes the current amax; an amax is chosen (over all slots, or slot 0), the
-    history rolls, and scale = max / amax / 2^margin holds from the next step on. The first step's
+    history rolls, and scale = (max / 2^margin) / amax holds from the next step on. The first step's
     scale is 1. A chosen amax that is 0, infinite or NaN keeps the scale; a scale beyond FP32
-    becomes its largest value. Sources: Transformer Engine's `recipe.DelayedScaling` and
-    `fused_amax_and_scale_update`.
+    becomes its largest value. `max` passes over NaN, as `fmaxf` does, and stands still for an inf
+    until it has left the history. An amax of 0 is that of a module that did not run: nothing rolls.
+    A function of one's own, which Transformer Engine calls outside its fused kernel, sees such
+    zeros.
+
+    Sources: Transformer Engine's `recipe.DelayedScaling`, `kernel_bulk` of `delayed_scaling.cu`
+    and `_amax_and_scale_update`.
 
     Attributes:
         history: Steps looked back on, the current one included; >= 1.
-        margin: Bits kept free above the amax.
-        algorithm: `max` over the history, `most_recent`, or a function of the history [H, ...].
+        margin: Bits kept free above the amax; 0 to 16.
+        algorithm: `max` over the history, `most_recent`, or a function of it, [H, ...] to [...].
     """
 
     name: ClassVar[str] = "delayed"
@@ -121,9 +157,13 @@ class DelayedScaling:
     algorithm: Algorithm = "max"
 
     def __post_init__(self) -> None:
-        """Refuses a history without a step and an unknown algorithm."""
+        """Refuses a history without a step, a margin out of range, an unknown algorithm."""
         if self.history < 1:
             raise NumwatchError(f"delayed scaling needs a history of 1 or more; got {self.history}")
+        if not 0 <= self.margin <= _WIDEST_MARGIN:
+            raise NumwatchError(
+                f"delayed scaling's margin is 0 to {_WIDEST_MARGIN} bits; got {self.margin}"
+            )
         if not callable(self.algorithm) and self.algorithm not in ("max", "most_recent"):
             raise NumwatchError(
                 f"delayed scaling's algorithm is max, most_recent or a function of the history; "
@@ -139,26 +179,62 @@ class DelayedScaling:
 
     def step(self, state: State, amax: Tensor, fmt: Format) -> tuple[Tensor, State]:
         """Returns the scale that the steps before this one left."""
-        scale = state["scale"]
+        scale, before = state["scale"], state["history"]
         # Slot 0 is the step at hand; slot 1 is the oldest, which the roll lets go of.
-        history = torch.cat([amax.to(torch.float32)[None], state["history"][1:]])
+        history = torch.cat([amax.to(torch.float32)[None], before[1:]])
         chosen = self._chosen(history)
-        # FP32 throughout: this is what fused kernels compute.
-        following = (fmt.max / chosen) * 2.0**-self.margin
-        following = following.clamp(max=_FP32_MAX)
+        # A true FP32 division, as fused kernels do; `number / tensor` would round twice.
+        following = torch.full_like(chosen, self._largest(fmt)) / chosen
         usable = (chosen > 0) & chosen.isfinite()
-        following = torch.where(usable, following, scale)
+        following = torch.where(usable, following.clamp(max=_FP32_MAX), scale)
         rolled = torch.cat([torch.zeros_like(history[:1]), history[2:], history[:1]])
-        return scale, {"history": rolled[: self.history], "scale": following}
+        rolled = rolled[: self.history]
+        if not callable(self.algorithm):
+            ran = history[0] != 0
+            following, rolled = torch.where(ran, following, scale), torch.where(ran, rolled, before)
+        return scale, {"history": rolled, "scale": following}
+
+    def over(self, amaxes: Floats, fmt: Format, runs: Ints | None = None) -> Floats:
+        """Returns the scale at each cast; of a history with gaps an estimate.
+
+        An amax stays in the history for `history` runs, seen or not. Where all runs that the
+        history reaches back to were unseen, the last one seen stands for them. A run is one that
+        rolls: whatever was not seen counts as such. For a function of one's own, which takes a
+        history without holes, unseen runs are as if they had not been.
+        """
+        if callable(self.algorithm):
+            return _stepped(self, torch.from_numpy(amaxes)[:, None], fmt)[:, 0].numpy()
+        ran = amaxes != 0
+        count = np.arange(len(amaxes)) if runs is None else runs
+        # Rolls before each cast, and how many of the amaxes rolled in were seen.
+        rolls = count - (np.cumsum(~ran) - ~ran)
+        seen = np.cumsum(ran) - ran
+        if self.algorithm == "max":
+            first = np.searchsorted(rolls[ran], rolls - self.history)
+            chosen = window_maxima(amaxes[ran], np.minimum(first, np.maximum(seen - 1, 0)), seen)
+        else:
+            chosen = np.concatenate([np.zeros(1, np.float32), amaxes[ran]])[seen]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            scales = np.minimum(np.float32(self._largest(fmt)) / chosen, np.float32(_FP32_MAX))
+        # What is not usable keeps the scale before it, which is the last usable one's.
+        usable = (chosen > 0) & np.isfinite(chosen)
+        last = np.maximum.accumulate(np.where(usable, np.arange(len(amaxes)), -1))
+        kept: Floats = np.where(last >= 0, scales[last], np.float32(1.0))
+        return kept
+
+    def _largest(self, fmt: Format) -> float:
+        return fmt.max * 2.0**-self.margin
 
     def _chosen(self, history: Tensor) -> Tensor:
         if callable(self.algorithm):
             return self.algorithm(history)
-        return history.amax(dim=0) if self.algorithm == "max" else history[0]
+        if self.algorithm == "most_recent":
+            return history[0]
+        return torch.where(history.isnan(), 0.0, history).amax(dim=0)
 
 
 def scales_over(recipe: TensorScaling, amaxes: Tensor, fmt: Format) -> Tensor:
-    """Returns the scale in force at each step of a history of amaxes.
+    """Returns the scale in force at each step of a history of amaxes that misses none.
 
     Args:
         recipe: The rule.
@@ -166,22 +242,28 @@ def scales_over(recipe: TensorScaling, amaxes: Tensor, fmt: Format) -> Tensor:
         fmt: The format cast to.
 
     Returns:
-        FP32 in the shape of `amaxes`.
+        FP32 in the shape of `amaxes`, on the CPU.
     """
-    history = amaxes.to(torch.float32)
-    if not len(history):
+    history = amaxes.detach().to("cpu", torch.float32)
+    if not history.numel():
         return history
-    state = recipe.start(history[0])
-    scales = []
-    for amax in history:
-        scale, state = recipe.step(state, amax, fmt)
-        scales.append(scale)
-    return torch.stack(scales)
+    slots = history.reshape(len(history), -1)
+    scales = [recipe.over(np.ascontiguousarray(slot), fmt) for slot in slots.numpy().T]
+    return torch.from_numpy(np.stack(scales, axis=1)).reshape(history.shape)
 
 
 def floor_to_power_of_two(scale: Tensor) -> Tensor:
-    """Returns the largest power of two at or below each positive FP32 scale; inf and NaN stay."""
-    mantissa, exponent = torch.frexp(scale)
-    return torch.where(
-        scale.isfinite(), torch.ldexp(torch.full_like(mantissa, 0.5), exponent), scale
-    )
+    """Returns the largest power of two at or below each normal FP32 scale; inf and NaN stay."""
+    powers = (scale.view(torch.int32) & _FP32_EXPONENT).view(torch.float32)
+    return torch.where(scale.isfinite(), powers, scale)
+
+
+def _stepped(recipe: TensorScaling, amaxes: Tensor, fmt: Format) -> Tensor:
+    """The scales at each of `amaxes` [n, ...], step by step."""
+    if not len(amaxes):
+        return amaxes
+    state, scales = recipe.start(amaxes[0]), []
+    for amax in amaxes:
+        scale, state = recipe.step(state, amax, fmt)
+        scales.append(scale)
+    return torch.stack(scales)

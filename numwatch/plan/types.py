@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
+from numwatch.errors import NumwatchError
 from numwatch.formats import BlockFormat, Format, Rounding
+from numwatch.plan.checks import check_fit, check_word
 from numwatch.recipes.spec import Recipe
 from numwatch.stats import Bounded
 
 OPERAND_ROLES = ("input", "weight", "grad_output")
 """What enters the three GEMMs of a Linear: fprop input x weight, dgrad grad_output x weight, wgrad
 grad_output x input."""
+Storage = Literal["fp16", "bf16", "fp32"]
+"""What a whole training can compute in and store its weights in."""
 TARGETS = ("amp", "fp8", "mxfp8", "mxfp4", "nvfp4", "int8-weights")
 
 
@@ -43,6 +50,9 @@ class Operand:
         rounding: `nearest`, or `stochastic`.
         reason: Why, in a few words.
         predicted: What the record says of it; None in a plan written by hand.
+
+    Raises:
+        NumwatchError: The recipe can't choose the format's scales.
     """
 
     format: Format | BlockFormat
@@ -50,6 +60,11 @@ class Operand:
     rounding: Rounding = "nearest"
     reason: str = ""
     predicted: Prediction | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what no library could run."""
+        check_fit(self.format, self.recipe)
+        check_word("rounding", self.rounding, get_args(Rounding))
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,11 @@ class ModulePlan:
     operands: Mapping[str, Operand] = field(default_factory=dict)
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuses operands that no GEMM has."""
+        for role in self.operands:
+            check_word("an operand's role", role, OPERAND_ROLES)
+
     @property
     def kept(self) -> bool:
         """Whether the module stays in the training's own precision."""
@@ -77,14 +97,23 @@ class LossScale:
     """What GradScaler is to be given.
 
     Attributes:
-        init: The scale to start from.
-        growth_interval: Steps without overflow before it doubles; None for a static scale.
+        init: The scale to start from; positive and finite.
+        growth_interval: Steps without overflow before it doubles, >= 1; None for a static scale.
         reason: Why.
     """
 
     init: float
     growth_interval: int | None = 2000
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuses what GradScaler could not work with."""
+        if not (self.init > 0 and math.isfinite(self.init)):
+            raise NumwatchError(f"a loss scale is positive and finite; got {self.init!r}")
+        if self.growth_interval is not None and self.growth_interval < 1:
+            raise NumwatchError(
+                f"a growth interval is 1 step or more; got {self.growth_interval!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -99,11 +128,17 @@ class Training:
         reasons: Why, by the name of the attribute.
     """
 
-    compute: Literal["fp16", "bf16", "fp32"] = "bf16"
-    weights: Literal["fp16", "bf16", "fp32"] = "fp32"
+    compute: Storage = "bf16"
+    weights: Storage = "fp32"
     update_rounding: Rounding = "nearest"
     loss_scale: LossScale | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses formats that no whole training runs in."""
+        check_word("compute", self.compute, get_args(Storage))
+        check_word("weights", self.weights, get_args(Storage))
+        check_word("update_rounding", self.update_rounding, get_args(Rounding))
 
 
 @dataclass(frozen=True)
@@ -114,13 +149,35 @@ class Plan:
         target: One of `TARGETS`.
         training: What holds for all of it.
         modules: GEMM modules in the order of data flow; empty for target `amp`.
-        source: What it was derived from: run, steps, precision; plain values.
+        source: What it was derived from: run, steps, precision; text, numbers, lists, mappings.
+
+    Raises:
+        NumwatchError: An unknown target, or a module planned twice.
     """
 
     target: str
     training: Training = Training()
     modules: tuple[ModulePlan, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses what could not be followed."""
+        check_word("target", self.target, TARGETS)
+        counts = Counter(module.module for module in self.modules)
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise NumwatchError(f"a module is planned once; {twice[0]!r} is planned twice")
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan as YAML, whole or not at all; `numwatch.plan.load_plan` reads it.
+
+        Raises:
+            NumwatchError: The path can't be written, or the plan holds what has no text: a function
+                as a delayed recipe's algorithm, a source that is not plain.
+        """
+        from numwatch.plan.yaml_file import save_plan  # it builds on this file
+
+        save_plan(self, path)
 
     def operands(self) -> Iterator[tuple[str, str, Operand]]:
         """Yields module, role and operand of all that is rounded."""

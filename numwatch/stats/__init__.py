@@ -1,5 +1,7 @@
 """What one tensor looks like: one pass gives one row; what derives from a row is pure functions."""
 
+from numwatch.stats.block_kernel import accumulate_blocks
+from numwatch.stats.block_layout import new_block_rows, unpack_block_row
 from numwatch.stats.blocks import BlockCounts, BlockHistogram
 from numwatch.stats.bounded import Bounded
 from numwatch.stats.dtypes import WATCHED_DTYPES, is_watched_dtype
@@ -52,13 +54,16 @@ __all__ = [
     "TensorStats",
     "accumulate",
     "accumulate_amax",
+    "accumulate_blocks",
     "estimate_flushed",
     "is_watched_dtype",
     "merge_rows",
+    "new_block_rows",
     "new_rows",
     "pack_row",
     "reset_rows",
     "tensor_stats",
+    "unpack_block_row",
     "unpack_row",
     "warm_up",
 ]

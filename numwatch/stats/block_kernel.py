@@ -1,25 +1,43 @@
-"""Block by block counts: plain torch operations, any device, taken on demand only."""
+"""Counts blocks: compiled loops on a CPU where numba works, else the reference."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from numwatch.errors import NumwatchError
-from numwatch.stats.binades import BINADE_MAX, BINADE_MIN
-from numwatch.stats.blocks import BlockCounts, BlockHistogram
+from numwatch.stats import block_reference
+from numwatch.stats.block_layout import (
+    BLOCK_COLUMNS,
+    BLOCK_KINDS,
+    new_block_rows,
+    unpack_block_row,
+)
+from numwatch.stats.blocks import BlockCounts
+from numwatch.stats.dtypes import dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.prepare import plain
-from numwatch.stats.widen import widened
 
-_NONE = BINADE_MIN - 1
-"""Stands for the binade of zeros, of non-finite elements and of padding."""
+Sweep = Callable[[Tensor, Tensor], None]
+
+
+def accumulate_blocks(x: Tensor, rows: Tensor) -> None:
+    """Adds the blocks of x to rows int64 [BLOCK_ROWS, BLOCK_COLUMNS] on x's device.
+
+    Does not synchronise with a GPU and leaves autograd alone. On a CPU large tensors are split over
+    a few threads.
+
+    Raises:
+        NotWatchedError: See `prepare.dense`.
+    """
+    x = plain(x)
+    sweep = _cpu_sweep(x.dtype) if x.device.type == "cpu" else _reference
+    sweep(x, rows)
 
 
 def count_blocks(x: Tensor, sizes: Sequence[int]) -> BlockCounts:
-    """Returns how far the elements of x lie below their block's amax, for several block sizes.
-
-    Blocks run along the last dimension; the last one of a line may be shorter. Zeros and non-finite
-    elements belong to their block and are not counted.
+    """Returns the blocks of x of several sizes, along the last dimension and across.
 
     Raises:
         NotWatchedError: See `prepare.dense`.
@@ -28,31 +46,50 @@ def count_blocks(x: Tensor, sizes: Sequence[int]) -> BlockCounts:
     if any(size < 1 for size in sizes):
         raise NumwatchError(f"block sizes are 1 or more; got {tuple(sizes)}")
     x = plain(x)
-    x = x if x.layout is torch.strided else x.to_dense()
-    binades = _binades(x if x.dim() else x.reshape(1))
-    return BlockCounts(tuple(_histogram(binades, size) for size in sorted(set(sizes))))
+    kinds = [(size, direction) for size in sorted(set(sizes)) for direction in ("across", "last")]
+    if {size for size, _ in kinds} <= {size for size, _ in BLOCK_KINDS}:
+        rows = new_block_rows(1, x.device)[0]
+        accumulate_blocks(x, rows)
+        found = dict(zip(BLOCK_KINDS, rows.cpu().numpy(), strict=True))
+    else:
+        rows = torch.zeros(len(kinds), BLOCK_COLUMNS, dtype=torch.int64, device=x.device)
+        block_reference.accumulate_blocks(x, rows, kinds)
+        found = dict(zip(kinds, rows.cpu().numpy(), strict=True))
+    return BlockCounts(tuple(unpack_block_row(found[kind], *kind) for kind in kinds))
 
 
-def _binades(x: Tensor) -> Tensor:
-    values = widened(x.resolve_neg())
-    magnitude = values.view(torch.int64) & 0x7FFF_FFFF_FFFF_FFFF
-    exponents = ((magnitude >> 52) - 1023).clamp(BINADE_MIN, BINADE_MAX)
-    return exponents.where((magnitude > 0) & values.isfinite(), _NONE)
+def _reference(x: Tensor, rows: Tensor) -> None:
+    block_reference.accumulate_blocks(x, rows, BLOCK_KINDS)
 
 
-def _histogram(binades: Tensor, size: int) -> BlockHistogram:
-    ragged = -binades.shape[-1] % size
-    blocks = torch.nn.functional.pad(binades, (0, ragged), value=_NONE).reshape(-1, size)
-    # A zero-length tensor has no maximum to reduce to.
-    tops = blocks.amax(dim=1) if blocks.numel() else blocks.new_empty(0)
-    depths = (tops[:, None] - blocks)[blocks != _NONE]
-    filled = tops[tops != _NONE]
-    first = int(filled.min()) if filled.numel() else 0
-    return BlockHistogram(
-        size=size,
-        blocks=filled.numel(),
-        zero_blocks=tops.numel() - filled.numel(),
-        below=tuple(depths.bincount().tolist()),
-        amax_first=first,
-        amaxes=tuple((filled - first).bincount().tolist()),
-    )
+@cache
+def _cpu_sweep(dtype: torch.dtype) -> Sweep:
+    """The loops for a dtype, compiled and checked when the dtype is first met."""
+    if not is_watched_dtype(dtype) or dtype == torch.float64:
+        return _reference
+    try:
+        from numwatch.stats import block_cpu
+
+        sweep: Sweep = block_cpu.accumulate_blocks
+        _check(sweep, dtype)
+    except Exception as error:  # noqa: BLE001 - numba fails in many ways
+        warnings.warn(
+            f"numwatch counts blocks slowly, since numba does not work here "
+            f"({dtype_name(dtype)}: {error}); delete the __pycache__ folders of numwatch or "
+            "reinstall numba to fix this",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return _reference
+    return sweep
+
+
+def _check(sweep: Sweep, dtype: torch.dtype) -> None:
+    """Raises RuntimeError unless a sweep counts as the reference does; see `kernels._check`."""
+    x = every_kind(dtype)
+    x = x[: x.numel() // 7 * 7].view(7, -1)
+    rows, expected = new_block_rows(2)
+    sweep(x, rows)
+    _reference(x, expected)
+    if not torch.equal(rows, expected):
+        raise RuntimeError("its loops count wrongly, perhaps from a stale cache")

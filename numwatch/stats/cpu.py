@@ -3,9 +3,7 @@
 The same contract as `reference`: counts equal to the last one, sums up to FP64 rounding.
 """
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
 
@@ -30,6 +28,7 @@ from numwatch.stats.layout import (
     new_rows,
 )
 from numwatch.stats.prepare import dense
+from numwatch.stats.threads import in_threads
 
 Bits = npt.NDArray[np.unsignedinteger]
 Sweep = Callable[[Bits, Counts, Reals], None]
@@ -50,7 +49,7 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
     """
     flat, left_out = dense(x)
     sweep = _SWEEPS.get(flat.dtype) or _float8_sweep(flat.dtype)
-    bits = _bits(flat)
+    bits = bits_of(flat)
     row = counts.numpy()
     threads = _threads(bits)
     if threads > 1:
@@ -66,11 +65,11 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
 def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor) -> None:
     """Adds x's finite amax, numel and non-finite counts alone to one row; see `reference`."""
     flat, left_out = dense(x)
-    bits = _bits(flat)
+    bits = bits_of(flat)
     amax_of = _amax_loop(flat.dtype)
     threads = _threads(bits)
     if threads > 1:
-        parts = _in_threads([partial(amax_of, part) for part in np.array_split(bits, threads)])
+        parts = in_threads([partial(amax_of, part) for part in np.array_split(bits, threads)])
     else:
         parts = [amax_of(bits)]
     row, row_reals = counts.numpy(), reals.numpy()
@@ -91,12 +90,13 @@ def _sweep_in_parts(sweep: Sweep, bits: Bits, counts: Tensor, reals: Tensor, thr
     parts = np.array_split(bits, threads)
     part_counts, part_reals = new_rows(threads)
     rows = zip(parts, part_counts.numpy(), part_reals.numpy(), strict=True)
-    _in_threads([partial(sweep, *row) for row in rows])
+    in_threads([partial(sweep, *row) for row in rows])
     for i in range(threads):
         merge_rows(counts, reals, part_counts[i], part_reals[i])
 
 
-def _bits(flat: Tensor) -> Bits:
+def bits_of(flat: Tensor) -> Bits:
+    """Returns the bit patterns of a flat CPU tensor, sharing its memory."""
     if flat.dtype not in _NUMPY_DTYPES:
         flat = flat.view(LAYOUTS[flat.dtype].integer)
     return flat.numpy().view(_UNSIGNED[flat.itemsize])
@@ -117,20 +117,6 @@ def _float8_sweep(dtype: torch.dtype) -> Sweep:
         code_loops.sweep_float8(bits, meanings, counts, reals)
 
     return sweep
-
-
-def _in_threads(tasks: list[Callable[[], Any]]) -> list[Any]:
-    """Runs tasks at the same time, the last one in this thread; returns what they return."""
-    *others, own = tasks
-    futures = [_pool(os.getpid()).submit(task) for task in others]
-    last = own()
-    return [*(future.result() for future in futures), last]
-
-
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    # By process, for threads don't survive a fork.
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix=f"numwatch-{process}")
 
 
 _SWEEPS: dict[torch.dtype, Sweep] = {

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from numwatch.stats import reference
-from numwatch.stats.block_kernel import count_blocks
+from numwatch.stats.block_kernel import accumulate_blocks, count_blocks
+from numwatch.stats.block_layout import new_block_rows
 from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.layout import new_rows, unpack_row
 from numwatch.stats.prepare import plain
@@ -62,6 +63,7 @@ def warm_up(dtypes: Sequence[torch.dtype] = WATCHED_DTYPES) -> None:
         x = torch.zeros(1, dtype=dtype)
         accumulate(x, counts[0], reals[0])
         accumulate_amax(x, counts[0], reals[0])
+        accumulate_blocks(x, new_block_rows(1)[0])
     none = torch.zeros(1, 1)
     swallowing(none, none, "bf16")
 
@@ -71,8 +73,8 @@ def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:
 
     Args:
         x: The tensor; of a DTensor the local shard is taken.
-        blocks: Block sizes for which to count how far elements lie below their block's amax,
-            blocks running along the last dimension.
+        blocks: Block sizes for which to count how far elements lie below their block's amax, along
+            the last dimension and across it.
 
     Raises:
         NotWatchedError: If x holds integers, bools or complex numbers, or no data.

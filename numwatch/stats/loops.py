@@ -78,13 +78,13 @@ def sweep_float16(bits: Any, counts: Any, reals: Any) -> None:
     floats = buffer.view(np.float32)
     for start in range(0, bits.size, _CHUNK):
         chunk = bits[start : start + _CHUNK]
-        _widen_float16(chunk, buffer)
+        widen_float16(chunk, buffer)
         _add_chunk(buffer[: chunk.size], floats[: chunk.size], histogram, tally, reals)
     _add_counts(bits.size, histogram, tally, counts)
 
 
 @jit
-def _widen_float16(bits: Any, buffer: Any) -> None:
+def widen_float16(bits: Any, buffer: Any) -> None:
     """FP16 patterns to FP32 patterns; every FP16 subnormal is a normal FP32 value."""
     for i in range(bits.size):
         half = _U32(bits[i])
@@ -109,8 +109,8 @@ def _add_chunk(chunk: Any, floats: Any, histogram: Any, tally: Any, reals: Any) 
     else:
         largest, total, squares = _add_specials(chunk, floats, tally)
     if smallest < _U32(_INF - _U32(1)):
-        reals[AMIN] = min(reals[AMIN], _as_float64(_U32(smallest + _U32(1))))
-    reals[AMAX] = max(reals[AMAX], _as_float64(largest))
+        reals[AMIN] = min(reals[AMIN], as_float64(_U32(smallest + _U32(1))))
+    reals[AMAX] = max(reals[AMAX], as_float64(largest))
     reals[SUM] += total
     reals[SUMSQ] += squares
 
@@ -186,7 +186,7 @@ def _add_specials(chunk: Any, floats: Any, tally: Any) -> Any:
         if _U32(0) < magnitude <= _MANTISSA:
             tally[_SUBNORMAL] += 1
             tally[_SUBNORMAL_POW2] += _U32(magnitude & _U32(magnitude - _U32(1))) == _U32(0)
-            value = _as_float64(magnitude)
+            value = as_float64(magnitude)
             if negative:
                 value = -value
         total += value
@@ -195,7 +195,7 @@ def _add_specials(chunk: Any, floats: Any, tally: Any) -> Any:
 
 
 @jit
-def _as_float64(magnitude: Any) -> Any:
+def as_float64(magnitude: Any) -> Any:
     """The value of an FP32 magnitude pattern, exactly."""
     if magnitude > _MANTISSA:
         return np.float64(_U32(magnitude).view(np.float32))

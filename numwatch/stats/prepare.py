@@ -97,3 +97,17 @@ def _flat(x: Tensor) -> Tensor:
     # channels-last) that order is contiguous. Elsewhere it is the best order to copy in.
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
     return x.permute(order).reshape(-1)
+
+
+def matrix(x: Tensor) -> Tensor:
+    """Returns x's elements as a plain matrix [rows, last dimension], sharing memory if it can.
+
+    Raises:
+        NotWatchedError: See `dense`.
+    """
+    x = plain(x)
+    x = x if x.layout is torch.strided else x.to_dense()
+    x = x.resolve_neg()
+    if x.dim() == 0:
+        return x.reshape(1, 1)
+    return x.reshape(-1, x.shape[-1]) if x.numel() else x.reshape(0, 1)

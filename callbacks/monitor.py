@@ -14,7 +14,7 @@ from numwatch.record import RECORD_FOLDER
 from numwatch.session import Session
 from numwatch.settings import Settings
 from numwatch.taps.sampling import SAMPLES
-from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS
+from numwatch.watch import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 
 from ._base import Callback
 from .forensics import micro_batch
@@ -56,6 +56,8 @@ class NumericsMonitor(Callback):
             under `torch.compile` is left out.
         stop_on: "critical" ends the fit at a critical finding, as early stopping does, once a
             capsule of a micro-batch is kept; of a distributed run at the epoch's end.
+        block_every_n_steps: Count the blocks of GEMM operands, which tell what MX, NVFP4 and block
+            FP8 would do to them, on full steps at least so many steps apart; 0 for never.
 
     Raises:
         NumwatchError: A cadence or a number of samples is not one.
@@ -76,6 +78,7 @@ class NumericsMonitor(Callback):
         capsule_gb: float = CAPSULE_GB,
         audit: bool = True,
         stop_on: str | None = None,
+        block_every_n_steps: int = BLOCK_EVERY_N_STEPS,
     ) -> None:
         self._settings = Settings(
             every_n_steps,
@@ -89,6 +92,7 @@ class NumericsMonitor(Callback):
             capsule_gb=capsule_gb,
             audit=audit,
             stop_on=stop_on,
+            block_every_n_steps=block_every_n_steps,
         )
         self._dir = dir
         self._summary = summary

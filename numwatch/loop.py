@@ -22,7 +22,7 @@ from numwatch.settings import Settings
 from numwatch.shadow import LossOf, ShadowStep
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler
-from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS
+from numwatch.watch import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter  # imports TensorBoard
@@ -140,6 +140,7 @@ def watch(  # noqa: PLR0913  # the options of one call
     capsule_gb: float = CAPSULE_GB,
     audit: bool = True,
     stop_on: str | None = None,
+    block_every_n_steps: int = BLOCK_EVERY_N_STEPS,
 ) -> LoopWatch:
     """Watches a plain PyTorch training loop.
 
@@ -180,6 +181,8 @@ def watch(  # noqa: PLR0913  # the options of one call
         audit: Note each operation of the first step with full rows, its dtypes and shapes; a model
             under `torch.compile` is left out.
         stop_on: "critical" sets `LoopWatch.stopping` at a critical finding.
+        block_every_n_steps: Count the blocks of GEMM operands, which tell what MX, NVFP4 and block
+            FP8 would do to them, on full steps at least so many steps apart; 0 for never.
 
     Raises:
         NumwatchError: A cadence or a number of samples is not one.
@@ -197,6 +200,7 @@ def watch(  # noqa: PLR0913  # the options of one call
         capsule_gb=capsule_gb,
         audit=audit,
         stop_on=stop_on,
+        block_every_n_steps=block_every_n_steps,
     )
 
     def start(directory: Path) -> Session:

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from numwatch.errors import NumwatchError
 from numwatch.failures import CAPSULE_GB
 from numwatch.taps.sampling import SAMPLES
-from numwatch.watch import AMAX_EVERY_N_STEPS, EVERY_N_STEPS, Schedule
+from numwatch.watch import (
+    AMAX_EVERY_N_STEPS,
+    BLOCK_EVERY_N_STEPS,
+    EVERY_N_STEPS,
+    Schedule,
+)
 
 STOPS = (None, "critical")
 """What `stop_on` may be."""
@@ -30,6 +35,8 @@ class Settings:
         capsule_gb: Size of the capsule of a failed step at most, in 10^9 bytes; 0 for none.
         audit: Note the operations of the first step with full rows.
         stop_on: "critical" to ask the run to end at a critical finding; None for never.
+        block_every_n_steps: Block counts of GEMM operands on full steps at least so many steps
+            apart; 0 for never.
     """
 
     every_n_steps: int = EVERY_N_STEPS
@@ -43,6 +50,7 @@ class Settings:
     capsule_gb: float = CAPSULE_GB
     audit: bool = True
     stop_on: str | None = None
+    block_every_n_steps: int = BLOCK_EVERY_N_STEPS
 
     def __post_init__(self) -> None:
         """Refuses a cadence or a sample that is none, before any step (`NumwatchError`)."""
@@ -64,4 +72,9 @@ class Settings:
     @property
     def schedule(self) -> Schedule:
         """The cadence."""
-        return Schedule(self.every_n_steps, self.amax_every_n_steps, self.shadow_every_n_steps)
+        return Schedule(
+            self.every_n_steps,
+            self.amax_every_n_steps,
+            self.shadow_every_n_steps,
+            self.block_every_n_steps,
+        )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from numwatch.block_rows import BlockRows
 from numwatch.formats import UnknownFormatError, get_format
 from numwatch.stats import TensorStats, unpack_row
 
@@ -316,7 +317,7 @@ class Snapshot:
     """One optimizer step as numwatch saw it; `rows` is None on steps whose tensors were not.
 
     `updates` and `states` come with full rows, `shadows` with those that had a shadow step,
-    `operations` with the first full rows of an attempt.
+    `operations` with the first full rows of an attempt, `blocks` with some.
     """
 
     step: int
@@ -326,6 +327,7 @@ class Snapshot:
     states: tuple[OptimizerState, ...] = ()
     shadows: tuple[Shadow, ...] = ()
     operations: tuple[Operation, ...] = ()
+    blocks: BlockRows | None = None
 
 
 def path_of(slot: str) -> str:

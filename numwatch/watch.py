@@ -30,6 +30,7 @@ from numwatch.taps.updates import UpdateTaps
 
 EVERY_N_STEPS = 50
 AMAX_EVERY_N_STEPS = 10
+BLOCK_EVERY_N_STEPS = 500
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,14 @@ class Schedule:
         every_n_steps: Full rows at every step divisible by it.
         amax_every_n_steps: Amax and non-finites alone at each other step divisible by it; 0: never.
         shadow_every_n_steps: Full rows, and a shadow step, at every step divisible by it; 0: never.
+        block_every_n_steps: Block counts beside full rows, on the first step that has any and then
+            on those at least so many steps after the last; 0: never.
     """
 
     every_n_steps: int = EVERY_N_STEPS
     amax_every_n_steps: int = AMAX_EVERY_N_STEPS
     shadow_every_n_steps: int = 0
+    block_every_n_steps: int = BLOCK_EVERY_N_STEPS
 
     def __post_init__(self) -> None:
         """Refuses what cannot be a cadence.
@@ -52,7 +56,10 @@ class Schedule:
         Raises:
             NumwatchError: `every_n_steps` is below 1 or one of the others below 0.
         """
-        cadences = (("every_n_steps", 1), ("amax_every_n_steps", 0), ("shadow_every_n_steps", 0))
+        cadences = (
+            ("every_n_steps", 1),
+            *((f"{name}_every_n_steps", 0) for name in ("amax", "shadow", "block")),
+        )
         for name, least in cadences:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -70,6 +77,11 @@ class Schedule:
     def shadow(self, step: int, previous: int | None = None) -> bool:
         """Whether step `step` has a shadow step."""
         return _passes(self.shadow_every_n_steps, step, previous)
+
+    def blocks(self, step: int, last: int | None = None) -> bool:
+        """Whether step `step` counts blocks if it has full rows; `last` was the last to do so."""
+        n = self.block_every_n_steps
+        return n > 0 and (last is None or step - last >= n)
 
 
 def _passes(n: int, step: int, previous: int | None) -> bool:
@@ -122,6 +134,7 @@ class Watch:
         self._deliveries: list[Delivery] = []
         self._started = 0.0
         self._previous: int | None = None
+        self._counted_blocks: int | None = None
         self._model = model
         self._hooked_weights: set[int] = set()
         self._carried_seconds = 0.0
@@ -218,6 +231,9 @@ class Watch:
         self.gate.mode = self._schedule.mode(step, self._previous)
         self._shadow_due = self._schedule.shadow(step, self._previous)
         self._previous = step
+        blocks = self.gate.mode is Mode.FULL and self._schedule.blocks(step, self._counted_blocks)
+        self._counted_blocks = step if blocks else self._counted_blocks
+        self._collector.operands.due = blocks
         if self.gate.mode:
             self._handles += attach_weights(
                 self._taps, self.gate, self._collector, self._hooked_weights
@@ -267,9 +283,8 @@ class Watch:
         seen = None
         if self.gate.mode:
             updates = self._updates.take() if self._updates else []
-            seen = Seen(
-                self._collector.send(), updates, self._comparison.send(), self._audit.send()
-            )
+            rows, blocks = self._collector.send()
+            seen = Seen(rows, updates, self._comparison.send(), self._audit.send(), blocks)
         _remove(self.gate.step_handles)
         self.gate.mode = Mode.OFF
         inside = self.gate.take_seconds()

@@ -5,6 +5,7 @@ from numwatch.record.events import events_of
 from numwatch.record.recorder import Recorder
 from numwatch.record.run import Run, open_run
 from numwatch.record.schema import (
+    BLOCKS,
     RECORD_FOLDER,
     SCHEMA_VERSION,
     SHADOWS,
@@ -13,9 +14,10 @@ from numwatch.record.schema import (
     TENSORS,
     UPDATES,
 )
-from numwatch.record.unpack import iter_rows, row_cast, row_stats
+from numwatch.record.unpack import iter_blocks, iter_rows, row_blocks, row_cast, row_stats
 
 __all__ = [
+    "BLOCKS",
     "RECORD_FOLDER",
     "SCHEMA_VERSION",
     "SHADOWS",
@@ -27,8 +29,10 @@ __all__ = [
     "Recorder",
     "Run",
     "events_of",
+    "iter_blocks",
     "iter_rows",
     "open_run",
+    "row_blocks",
     "row_cast",
     "row_stats",
 ]

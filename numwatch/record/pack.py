@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from numwatch.record.schema import STEPS, TABLES, TENSORS
+from numwatch.record.schema import BLOCKS, STEPS, TABLES, TENSORS
 from numwatch.snapshot import Rows, Snapshot, StepScalars
 from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.layout import AMAX_ONLY, BINADES, COUNT_COLUMNS, REAL_COLUMNS
@@ -54,6 +54,20 @@ def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
         **_casts(all_rows),
     }
     return pa.table(columns, schema=TENSORS)
+
+
+def blocks_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
+    """Returns the `blocks` rows of snapshots that have some."""
+    seen = [(snapshot.step, row) for snapshot in snapshots for row in snapshot.blocks or ()]
+    outer = {
+        "attempt": [attempt] * len(seen),
+        "step": [step for step, _ in seen],
+        "slot": [row.slot for _, row in seen],
+        "loss_scale": [row.loss_scale for _, row in seen],
+    }
+    own = [column for column in BLOCKS.names if column not in outer]
+    measured = {column: [getattr(row.histogram, column) for _, row in seen] for column in own}
+    return pa.table({**outer, **measured}, schema=BLOCKS)
 
 
 def entries_table(snapshots: Sequence[Snapshot], attempt: int, name: str) -> pa.Table:

@@ -15,6 +15,7 @@ _NAME = re.compile(r"attempt-(\d{3,})-part-(\d{5,})\.parquet")
 _DICTIONARY = (
     *("attempt", "slot", "numel", "loss_scale", "cast_format", "epoch", "storage"),
     *("sampled", "intended", "dtype", "eps", "eps_stored", "decay", "decay_stored"),
+    *("size", "direction"),
 )
 DAMAGED = (pa.ArrowException, OSError, ValueError)
 """What reading a part that is not whole raises."""

@@ -19,13 +19,14 @@ from numwatch.record.manifest import (
     claim_attempt,
     rewrite,
 )
-from numwatch.record.pack import entries_table, steps_table, tensors_table
+from numwatch.record.pack import blocks_table, entries_table, steps_table, tensors_table
 from numwatch.record.parts import write_part
 from numwatch.record.schema import TABLES
 from numwatch.snapshot import SlotInfo, Snapshot
 
 FLUSH_SECONDS = 30.0
-# A packed row takes 2 KiB, so this bounds what waits in memory to 32 MiB and a few steps.
+# A packed row takes 2 KiB, so this bounds what waits in memory to 32 MiB and a few steps; one of
+# blocks counts for three.
 MAX_BUFFERED_ROWS = 16_384
 _ENTRIES = ("updates", "states", "shadows", "operations")
 
@@ -113,6 +114,9 @@ class Recorder:
         if snapshot.rows:
             self._buffered["tensors"].append(snapshot)
             self._buffered_rows += len(snapshot.rows)
+        if snapshot.blocks:
+            self._buffered["blocks"].append(snapshot)
+            self._buffered_rows += 3 * len(snapshot.blocks)
         for name in _ENTRIES:
             if entries := getattr(snapshot, name):
                 self._buffered[name].append(snapshot)
@@ -150,7 +154,7 @@ class Recorder:
         """
         with _writing(self.directory):
             # Steps first: a reader lists them last and so finds the steps of all it found before.
-            for name in ("steps", "tensors", *_ENTRIES):
+            for name in ("steps", "tensors", "blocks", *_ENTRIES):
                 if self._buffered[name]:
                     self._write_part(name)
             self._buffered_rows = 0
@@ -178,6 +182,8 @@ def _table(name: str, snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
         return steps_table(snapshots, attempt)
     if name == "tensors":
         return tensors_table(snapshots, attempt)
+    if name == "blocks":
+        return blocks_table(snapshots, attempt)
     return entries_table(snapshots, attempt, name)
 
 

@@ -146,6 +146,25 @@ class Run:
         """Returns the `shadows` table: gradients beside those of the same batch in FP32."""
         return self._table("shadows", first=first, last=last)
 
+    def blocks(
+        self,
+        slot: str | None = None,
+        *,
+        module: str | None = None,
+        role: str | None = None,
+        first: int | None = None,
+        last: int | None = None,
+    ) -> pa.Table:
+        """Returns the `blocks` rows that fit all that is given: GEMM operands block by block.
+
+        Raises:
+            RecordError: The run has no such slot, module or role.
+        """
+        self._check_names(slot, module, role)
+        return self._table(
+            "blocks", first=first, last=last, wanted=_slot_filter(slot, module, role)
+        )
+
     def operations(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `operations` table: what ran in the first step that was recorded whole."""
         return self._table("operations", first=first, last=last)

@@ -136,6 +136,32 @@ OPERATIONS = _schema(
 """One row per different operation of the step that was audited; see `numwatch.snapshot.Operation`.
 """
 
+_COUNTS = pa.list_(pa.int64())
+
+BLOCKS = _schema(
+    ("attempt", pa.int32(), _ALWAYS),
+    ("step", pa.int64(), _ALWAYS),
+    ("slot", pa.string(), _ALWAYS),
+    ("size", pa.int32(), _ALWAYS),
+    ("direction", pa.string(), _ALWAYS),
+    ("loss_scale", pa.float64(), _ALWAYS),
+    ("blocks", pa.int64(), _ALWAYS),
+    ("zero_blocks", pa.int64(), _ALWAYS),
+    ("below", pa.list_(_COUNTS), _ALWAYS),
+    ("tops", pa.list_(_COUNTS), _ALWAYS),
+    ("amax_first", pa.int16(), _ALWAYS),
+    ("amaxes", _COUNTS, _ALWAYS),
+    ("elements", _COUNTS, _ALWAYS),
+    ("near", pa.int64(), _ALWAYS),
+    ("edge", pa.int64(), _ALWAYS),
+    ("deep", pa.int64(), _ALWAYS),
+)
+"""One row per GEMM operand, block size and direction, on some of the full steps.
+
+From `blocks` on the columns are those of `numwatch.BlockHistogram`; `loss_scale` is as in
+`tensors`.
+"""
+
 TABLES = {
     "tensors": TENSORS,
     "steps": STEPS,
@@ -143,6 +169,7 @@ TABLES = {
     "states": STATES,
     "shadows": SHADOWS,
     "operations": OPERATIONS,
+    "blocks": BLOCKS,
 }
 """Name of a table, which is its folder's too, to its columns."""
 

@@ -1,4 +1,4 @@
-"""Rows of the `tensors` table as the types they were made from."""
+"""Rows of the `tensors` and `blocks` tables as the types they were made from."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -6,8 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from numwatch.block_rows import BlockRow
 from numwatch.snapshot import Cast, Row
-from numwatch.stats import TensorStats
+from numwatch.stats import BlockHistogram, TensorStats
 
 
 def iter_rows(table: pa.Table) -> Iterator[tuple[int, Row]]:
@@ -47,3 +48,28 @@ def row_cast(row: Mapping[str, Any]) -> Cast | None:
     if row["cast_format"] is None:
         return None
     return Cast(row["cast_format"], row["cast_scale"], row["cast_flushed"], row["cast_saturated"])
+
+
+def iter_blocks(table: pa.Table) -> Iterator[tuple[int, BlockRow]]:
+    """Yields the step and the `BlockRow` of each row of a `blocks` table."""
+    for batch in table.to_batches(max_chunksize=1024):
+        for row in batch.to_pylist():
+            yield row["step"], BlockRow(row["slot"], row["loss_scale"], row_blocks(row))
+
+
+def row_blocks(row: Mapping[str, Any]) -> BlockHistogram:
+    """Returns the histogram a row of the `blocks` table holds, given as a mapping."""
+    return BlockHistogram(
+        size=row["size"],
+        direction=row["direction"],
+        blocks=row["blocks"],
+        zero_blocks=row["zero_blocks"],
+        below=tuple(map(tuple, row["below"])),
+        tops=tuple(map(tuple, row["tops"])),
+        amax_first=row["amax_first"],
+        amaxes=tuple(row["amaxes"]),
+        elements=tuple(row["elements"]),
+        near=row["near"],
+        edge=row["edge"],
+        deep=row["deep"],
+    )

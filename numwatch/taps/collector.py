@@ -23,6 +23,7 @@ from numwatch.taps.buffers import (
 from numwatch.taps.float8 import float8_casts
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import is_transformed
+from numwatch.taps.operands import OperandTaps, SentBlocks
 from numwatch.taps.parcel import Parcel
 from numwatch.taps.selection import Tap
 
@@ -33,6 +34,7 @@ class Collector:
     """The rows of all slots in the step under way.
 
     Attributes:
+        operands: The block counts of GEMM operands.
         turn: How many optimizers have had theirs in this step; the loss scale may have changed
             with each.
     """
@@ -53,6 +55,7 @@ class Collector:
             compare: Called with the index and tensor of each gradient on full steps.
         """
         self._slots = list(slots)
+        self.operands = OperandTaps(taps, slots)
         self._gate = gate
         self._compare = compare
         self._known: tuple[SlotInfo, ...] | None = None
@@ -87,7 +90,8 @@ class Collector:
     @property
     def bytes(self) -> int:
         """Memory the rows take."""
-        return sum(buffers.packed.nbytes for buffers in self._buffers.values())
+        rows = sum(buffers.packed.nbytes for buffers in self._buffers.values())
+        return rows + self.operands.bytes
 
     def see(self, index: int, tensor: Tensor, tap: Tap) -> None:
         """Adds a tensor to its slot's row.
@@ -104,6 +108,7 @@ class Collector:
             buffers = self._buffers[tensor.device] = Buffers(len(self._slots), tensor.device)
         if self._gate.mode is Mode.FULL:
             accumulate(tensor, buffers.counts[index], buffers.reals[index])
+            self.operands.see(index, tensor)
             if index in self._casts:
                 self._see_cast(index, tensor, buffers.casts[index])
             if self._compare is not None and self._slots[index].scaled:
@@ -113,14 +118,19 @@ class Collector:
         if self._slots[index].dtype is None:
             self._learn(index, tensor, tap)
 
-    def send(self) -> "SentRows":
-        """Sends the rows to the host in one packed copy a device, and starts empty ones."""
+    def send(self) -> tuple["SentRows", SentBlocks | None]:
+        """Sends the rows to the host in one packed copy a device, and starts empty ones.
+
+        Block rows travel beside them on the steps that count blocks.
+        """
+        blocks = self.operands.send(self._turns)
         parcel = Parcel([buffers.packed for buffers in self._buffers.values()])
         for buffers in self._buffers.values():
             buffers.reset()
         full = self._gate.mode is Mode.FULL
         turns, self._turns, self.turn = self._turns, [0] * len(self._slots), 0
-        return SentRows(parcel, self._slots, dict(self._cast_formats), turns, full=full)
+        rows = SentRows(parcel, self._slots, dict(self._cast_formats), turns, full=full)
+        return rows, blocks
 
     def _see_cast(self, index: int, tensor: Tensor, row: Tensor) -> None:
         name, scale, flushed, saturated = self._casts[index](tensor)

@@ -8,6 +8,7 @@ from numwatch.snapshot import Snapshot, StepScalars, join_rows
 from numwatch.taps.collector import SentRows
 from numwatch.taps.comparison import SentComparison
 from numwatch.taps.culprits import SentCulprits
+from numwatch.taps.operands import SentBlocks
 from numwatch.taps.operations import SentOperations
 from numwatch.taps.parcel import Parcel
 from numwatch.taps.sent_updates import SentUpdates
@@ -42,6 +43,7 @@ class Seen:
     updates: Sequence[SentUpdates]
     comparison: SentComparison
     operations: SentOperations | None = None
+    blocks: SentBlocks | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Delivery:
             parcels += [parcel for update in self.seen.updates for parcel in update.parcels]
             if self.seen.operations is not None:
                 parcels.append(self.seen.operations.parcel)
+            if self.seen.blocks is not None:
+                parcels.append(self.seen.blocks.parcel)
         return parcels
 
 
@@ -151,4 +155,5 @@ def _with_rows(snapshot: Snapshot, seen: Seen, loss_scales: Sequence[float]) -> 
         states=tuple(state for sent in taken for state in sent.states()),
         shadows=seen.comparison.shadows(seen.rows.names),
         operations=() if seen.operations is None else seen.operations.arrived(),
+        blocks=None if seen.blocks is None else seen.blocks.rows(loss_scales),
     )

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
+
 from numwatch.diagnose.chain import chain
 from numwatch.diagnose.evidence import Evidence
 from numwatch.diagnose.finding import SEVERITIES, Figure, Finding
@@ -12,6 +14,7 @@ from numwatch.record import Run, open_run
 __all__ = ["SEVERITIES", "Evidence", "Figure", "Finding", "diagnose"]
 
 
+@np.errstate(all="ignore")  # a hostile record's NaN and infinities come out as such
 def diagnose(
     run: Run | str | os.PathLike[str], progress: Callable[[int], None] | None = None
 ) -> list[Finding]:

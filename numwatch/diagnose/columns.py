@@ -146,5 +146,5 @@ def _exponent(power_of_two: float) -> int:
 
 def doubles(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
     """Returns a column of numbers as float64 [n], NaN where it is null."""
-    numbers: npt.NDArray[np.float64] = pc.cast(table[name], pa.float64()).to_numpy()
+    numbers: npt.NDArray[np.float64] = pc.cast(table[name], pa.float64(), safe=False).to_numpy()
     return numbers

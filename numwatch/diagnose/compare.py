@@ -93,6 +93,7 @@ class Comparison:
         return asdict(self)
 
 
+@np.errstate(all="ignore")  # a hostile record's NaN and infinities come out as such
 def compare(a: Run, b: Run, progress: Callable[[int], None] | None = None) -> Comparison:
     """Compares two runs of one model step by step, by number, and slot by slot, by name.
 
@@ -224,7 +225,8 @@ def _difference(
 
 
 def _aligned(a: Series, b: Series) -> tuple[Series, Series]:
-    return a.where(np.isin(a.step, b.step)), b.where(np.isin(b.step, a.step))
+    _, here, there = np.intersect1d(a.step, b.step, return_indices=True)
+    return a.where(here), b.where(there)
 
 
 def _amax(series: Series) -> Doubles:

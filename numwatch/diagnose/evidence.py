@@ -71,8 +71,8 @@ class Series:
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.amax / self.loss_scale
 
-    def where(self, chosen: Bools) -> "Series":
-        """Returns the chosen steps alone."""
+    def where(self, chosen: Bools | Ints) -> "Series":
+        """Returns the chosen steps alone, told by a flag for each or by their places."""
         return Series(**{each.name: getattr(self, each.name)[chosen] for each in fields(self)})
 
     @cached_property

@@ -131,7 +131,7 @@ def _origins(evidence: Evidence) -> dict[int, Failure]:
         found[int(event["step"])] = Failure(
             step=int(event["step"]),
             phase=phase,
-            value=str(event.get("value") or ""),
+            value=value if (value := event.get("value")) in ("nan", "inf") else "",
             slot=place or None,
             order=_order_of_module(evidence, module, phase),
             operation=str(event.get("operation") or ""),

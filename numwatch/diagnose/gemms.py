@@ -77,7 +77,7 @@ def gemm_table(operations: pa.Table | Iterable[Row]) -> list[Gemm]:
     rows = sorted(rows, key=lambda row: row["order"])
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        if row["m"] is not None:
+        if None not in (row["m"], row["n"], row["k"]):
             key = (row["module"], *sorted((row["m"], row["n"], row["k"])), _batch(row))
             groups.setdefault(key, []).append(row)
     gemms = [(group[0]["order"], _joined(group)) for group in groups.values()]
@@ -124,10 +124,11 @@ def _batch(row: Row) -> int:
 
 def _convolution(row: Row) -> Gemm | None:
     """Returns a convolution's channels as sizes; None where it has groups or is transposed."""
-    if row["phase"] != "forward" or len(row["shapes"]) < 2:  # noqa: PLR2004  # input and weight
+    taken, weight = (shape[:2] for shape in [*row["shapes"], [], []][:2])
+    if row["phase"] != "forward" or not len(taken) == len(weight) == 2:  # noqa: PLR2004  # sizes
         return None
-    channels, (out, taken) = row["shapes"][0][1], row["shapes"][1][:2]
-    if channels != taken:
+    (_, channels), (out, expected) = taken, weight
+    if channels != expected:
         return None
     count = row["count"]
     kinds, dtype = ("forward",), row["dtypes"][0]

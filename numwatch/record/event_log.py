@@ -5,6 +5,25 @@ from pathlib import Path
 from typing import Any
 
 EVENTS = "events.jsonl"
+_NUMBER, _COUNT, _NOTHING = (int, float), (int,), (type(None),)
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "start": {"numwatch_seconds": _NUMBER},
+    "memory": {"bytes": _COUNT},
+    "collapse": {"scale": _NUMBER, "skipped_in_a_row": _COUNT, "zero_at_step": _COUNT + _NOTHING},
+    "origin": {
+        **dict.fromkeys(("phase", "module", "operation", "source", "value"), (str,)),
+        **dict.fromkeys(("tensor", "note"), (str,)),
+        "inputs": (list,),
+    },
+}
+"""What readers rest on of some kinds: fields that are of these types wherever they are given."""
+_INPUT = {
+    "dtype": (str,),
+    "low": _NUMBER + _NOTHING,
+    "high": _NUMBER + _NOTHING,
+    "nonfinite": _COUNT,
+}
+"""The same of what an operation took."""
 
 
 def append_event(directory: Path, event: dict[str, Any]) -> None:
@@ -26,14 +45,18 @@ def end_torn_line(directory: Path) -> None:
 
 
 def read_events(directory: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Returns the events and the numbers (from 1) of the lines that can't be read."""
+    """Returns the events and the numbers (from 1) of the lines that can't be read.
+
+    Raises:
+        OSError: There is a file, and it can't be read.
+    """
     path = directory / EVENTS
     events, damaged = [], []
     lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             event = None
         if isinstance(event, dict) and _is_whole(event):
             events.append(event)
@@ -43,5 +66,19 @@ def read_events(directory: Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def _is_whole(event: dict[str, Any]) -> bool:
-    numbers = all(type(event.get(name)) is int for name in ("attempt", "step"))
-    return numbers and isinstance(event.get("kind"), str)
+    if not all(_is_of(event.get(name), _COUNT) for name in ("attempt", "step")):
+        return False
+    kind = event.get("kind")
+    if not isinstance(kind, str) or not _fits(event, _FIELDS.get(kind, {})):
+        return False
+    inputs = event.get("inputs", []) if kind == "origin" else []
+    return all(isinstance(taken, dict) and _fits(taken, _INPUT) for taken in inputs)
+
+
+def _fits(entry: dict[str, Any], fields: dict[str, tuple[type, ...]]) -> bool:
+    return all(_is_of(entry[name], kinds) for name, kinds in fields.items() if name in entry)
+
+
+def _is_of(value: Any, kinds: tuple[type, ...]) -> bool:
+    # To Python a bool is an int, and JSON's integers have no end.
+    return type(value) in kinds and (type(value) is not int or abs(value) < 1 << 63)

@@ -24,6 +24,8 @@ _SLOT_TYPES = {
     "format": str | None,
     "order": int | None,
 }
+_ORDERS = 1 << 53
+"""Orders are compared as doubles, and JSON's integers have no end."""
 
 Manifest = dict[str, Any]
 
@@ -73,7 +75,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path} can't be read as JSON ({_one_line(error)})") from error
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise RecordError(f"{path} is not a numwatch manifest: it names no schema version")
@@ -114,6 +116,8 @@ def _slot_info(entry: Any) -> SlotInfo | None:
         return None
     known = {name: entry[name] for name in _SLOT_TYPES if name in entry}
     if not all(isinstance(known.get(name), kind) for name, kind in _SLOT_TYPES.items()):
+        return None
+    if not abs(known.get("order") or 0) < _ORDERS:
         return None
     shape = known.get("shape")
     return SlotInfo(**{**known, "shape": None if shape is None else tuple(shape)})

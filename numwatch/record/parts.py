@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from numwatch.record.schema import ADDED_LATER, TABLES
+from numwatch.record.soundness import check_rows
 
 _NAME = re.compile(r"attempt-(\d{3,})-part-(\d{5,})\.parquet")
 # Repeated for many rows on end. Histograms and sums hardly repeat; a dictionary enlarges them.
@@ -101,8 +102,8 @@ def open_part(path: Path, name: str, attempt: int, number: int) -> Part:
             for i in range(file.metadata.num_row_groups)
         ]
         rows = file.metadata.num_rows
-    if not ranges or not all(ranges):
-        raise ValueError("it holds no rows")
+    if not ranges or not all(r is not None and r.has_min_max for r in ranges):
+        raise ValueError("it holds no rows, or none with a step")
     first, last = min(r.min for r in ranges), max(r.max for r in ranges)
     return Part(path, name, attempt, number, first, last, rows)
 
@@ -113,7 +114,7 @@ def read_part(part: Part, columns: list[str] | None = None) -> pa.Table:
     Columns that the part lacks are null.
 
     Raises:
-        DAMAGED: The file is not whole.
+        DAMAGED: The file is not whole, or its rows are none that numwatch writes.
     """
     schema = TABLES[part.table]
     names = schema.names if columns is None else columns
@@ -125,4 +126,6 @@ def read_part(part: Part, columns: list[str] | None = None) -> pa.Table:
         if name not in table.column_names:
             nulls = pa.nulls(table.num_rows, schema.field(name).type)
             table = table.append_column(schema.field(name), nulls)
-    return table.select(names).cast(pa.schema([schema.field(name) for name in names]))
+    table = table.select(names).cast(pa.schema([schema.field(name) for name in names]))
+    check_rows(part.table, table)
+    return table

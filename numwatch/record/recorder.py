@@ -26,7 +26,7 @@ from numwatch.snapshot import SlotInfo, Snapshot
 
 FLUSH_SECONDS = 30.0
 # A packed row takes 2 KiB, so this bounds what waits in memory to 32 MiB and a few steps; one of
-# blocks counts for three.
+# blocks counts for seven.
 MAX_BUFFERED_ROWS = 16_384
 _ENTRIES = ("updates", "states", "shadows", "operations")
 
@@ -116,7 +116,7 @@ class Recorder:
             self._buffered_rows += len(snapshot.rows)
         if snapshot.blocks:
             self._buffered["blocks"].append(snapshot)
-            self._buffered_rows += 3 * len(snapshot.blocks)
+            self._buffered_rows += 7 * len(snapshot.blocks)
         for name in _ENTRIES:
             if entries := getattr(snapshot, name):
                 self._buffered[name].append(snapshot)

@@ -171,7 +171,11 @@ class Run:
 
     def events(self) -> list[dict[str, Any]]:
         """Returns the lines of `events.jsonl`: attempt, step, kind and what belongs to the kind."""
-        events, damaged = read_events(self.path)
+        try:
+            events, damaged = read_events(self.path)
+        except OSError as error:
+            self._problem(f"{EVENTS} can't be read ({error.strerror})")
+            return []
         for number in damaged:
             self._problem(f"{EVENTS} line {number} can't be read")
         return [e for e in events if e["step"] < self._ends.get(e["attempt"], e["step"] + 1)]

@@ -118,7 +118,7 @@ class Totals:
             unscaled = np.divide(amax, loss_scale, out=np.zeros_like(amax), where=loss_scale > 0)
         peaks = np.stack([amax, unscaled, loss_scale], axis=1)
         for column in range(peaks.shape[1]):
-            np.maximum.at(self._peaks[:, column], ids, peaks[:, column])
+            np.fmax.at(self._peaks[:, column], ids, peaks[:, column])
         full = table["binades"].is_valid().to_numpy()
         np.add.at(self._rows, (ids, np.where(full, 0, 1)), 1)
         self._add_full(table.filter(full), ids[full])

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -92,6 +93,7 @@ class Summary:
         return content
 
 
+@np.errstate(all="ignore")  # a hostile record's NaN and infinities come out as such
 def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary:
     """Returns the summary of a run, or of one epoch.
 

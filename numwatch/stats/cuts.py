@@ -48,7 +48,7 @@ def count_at_most(stats: TensorStats, cut: float, scale: float) -> Bounded:
     else:
         high = below + inside
         value = below + inside * _share_below(stats, binade, cut / scale)
-    return Bounded.within(value, max(low, 1), min(high, count - 1))
+    return _between(value, low, high, count)
 
 
 def count_below(stats: TensorStats, cut: float, scale: float) -> Bounded:
@@ -64,7 +64,7 @@ def count_below(stats: TensorStats, cut: float, scale: float) -> Bounded:
         return Bounded.exactly(below)
     low = below + _surely_pow2(stats, binade, inside)
     value = below + inside * _share_below(stats, binade, cut / scale)
-    return Bounded.within(value, max(low, 1), min(below + inside, count - 1))
+    return _between(value, low, below + inside, count)
 
 
 def check_scale(scale: float) -> None:
@@ -100,6 +100,15 @@ def binade_slope(stats: TensorStats, binade: int) -> float:
     else:
         slope = 0.0
     return min(max(slope, -_STEEPEST), _STEEPEST)
+
+
+def _between(value: float, low: int, high: int, count: int) -> Bounded:
+    """A count with at least one element on either side of the cut.
+
+    A record that nobody measured may have its amax or amin outside its own histogram.
+    """
+    low = max(low, 1)
+    return Bounded.within(value, low, max(min(high, count - 1), low))
 
 
 def _split(stats: TensorStats, cut: float, scale: float) -> tuple[int, int, int, bool]:

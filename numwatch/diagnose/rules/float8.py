@@ -150,8 +150,8 @@ def float8_pairs(evidence: Evidence) -> list[Pair]:
 def pair_of(evidence: Evidence, before: str, after: str) -> Pair | None:
     """Returns two slots on the steps at which both were measured and have as many elements."""
     first, second = evidence.series(before).fully, evidence.series(after).fully
-    one = first.where(np.isin(first.step, second.step))
-    two = second.where(np.isin(second.step, first.step))
+    _, here, there = np.intersect1d(first.step, second.step, return_indices=True)
+    one, two = first.where(here), second.where(there)
     alike = one.numel == two.numel
     both = (one.where(alike), two.where(alike))
     if not alike.any():

@@ -123,7 +123,8 @@ RULES = (lost_updates, learning_rate_below_resolution)
 def _lost(evidence: Evidence) -> list[_Lost]:
     rows: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     for (slot, storage), columns in evidence.lost_updates.items():
-        lost = (columns["nonzero"] > 0) & np.isfinite(columns["swallowed"])
+        lost = (columns["nonzero"] > 0) & (columns["sampled"] > 0)
+        lost &= np.isfinite(columns["swallowed"])
         lost &= _judged(evidence, columns["step"])
         if lost.any():
             kept = {name: column[lost] for name, column in columns.items()}

@@ -34,11 +34,13 @@ CELLS = TOPS + DEPTH_MAX
 BELOW = CLASSES * CELLS
 """Columns [0, BELOW): a cell for each class of the block's amax."""
 NEAR, EDGE, DEEP, ZERO_BLOCKS = range(BELOW, BELOW + 4)
-AMAXES = ZERO_BLOCKS + 1
+PEAKS = ZERO_BLOCKS + 1
+"""Columns [PEAKS, AMAXES): blocks by the class of their amax."""
+AMAXES = PEAKS + CLASSES
 """Columns [AMAXES, ELEMENTS): blocks by the binade of their amax, from BINADE_MIN on."""
 ELEMENTS = AMAXES + BINADES
-"""Columns [ELEMENTS, BLOCK_COLUMNS): the elements in those blocks."""
-BLOCK_COLUMNS = ELEMENTS + BINADES
+"""Columns [ELEMENTS, BLOCK_COLUMNS): the elements in blocks of each class, by that binade."""
+BLOCK_COLUMNS = ELEMENTS + CLASSES * BINADES
 
 SCALE_STEP = 17 / 16
 """How far rounding a scale to E4M3 takes it down at most: from 1 + 1/16 to 1, the tie."""
@@ -68,6 +70,7 @@ def unpack_block_row(row: BlockRow, size: int, direction: str) -> BlockHistogram
     """Returns what one row [BLOCK_COLUMNS] says."""
     cells = row[:BELOW].reshape(CLASSES, CELLS)
     amaxes = row[AMAXES:ELEMENTS]
+    elements = row[ELEMENTS:].reshape(CLASSES, BINADES)
     filled = np.flatnonzero(amaxes)
     first, end = (int(filled[0]), int(filled[-1]) + 1) if len(filled) else (-BINADE_MIN, 0)
     return BlockHistogram(
@@ -79,7 +82,8 @@ def unpack_block_row(row: BlockRow, size: int, direction: str) -> BlockHistogram
         tops=tuple(tuple(own[:TOPS].tolist()) for own in cells),
         amax_first=first + BINADE_MIN,
         amaxes=tuple(amaxes[first:end].tolist()),
-        elements=tuple(row[ELEMENTS:][first:end].tolist()),
+        peaks=tuple(row[PEAKS:AMAXES].tolist()),
+        elements=tuple(tuple(own[first:end].tolist()) for own in elements),
         near=int(row[NEAR]),
         edge=int(row[EDGE]),
         deep=int(row[DEEP]),

@@ -23,10 +23,12 @@ from numwatch.stats.block_layout import (
     ELEMENTS,
     NEAR,
     NEAR_RATIO,
+    PEAKS,
     TOPS,
     ZERO_BLOCKS,
 )
 from numwatch.stats.jit import jit
+from numwatch.stats.layout import BINADES
 from numwatch.stats.loops import as_float64, widen_float16
 
 _U32 = np.uint32
@@ -145,8 +147,10 @@ def _add_blocks(lines: Any, width: Any, work: Any, fine: Any, row: Any) -> None:
             row[ZERO_BLOCKS] += 1
             continue
         binade = np.int64(largest[c] >> _U32(23))
+        peak = _class_of(largest[c])
+        row[PEAKS + peak] += 1
         row[AMAXES + binade] += 1
-        row[ELEMENTS + binade] += np.int64(elements[c])
+        row[ELEMENTS + peak * BINADES + binade] += np.int64(elements[c])
 
 
 @jit

@@ -18,9 +18,11 @@ from numwatch.stats.block_layout import (
     ELEMENTS,
     NEAR,
     NEAR_RATIO,
+    PEAKS,
     TOPS,
     ZERO_BLOCKS,
 )
+from numwatch.stats.layout import BINADES
 from numwatch.stats.prepare import matrix
 from numwatch.stats.widen import widened
 
@@ -81,7 +83,8 @@ def _add(magnitude: Tensor, size: int, row: Tensor) -> None:
     # One less is in the binade below where it was a power of two.
     depth = (binade - (((own - 1) >> _MANTISSA_BITS) - 1023)).clamp(max=DEPTH_MAX)
     cell = torch.where(depth == 0, _class_of(own), depth + TOPS) - 1
-    index = _class_of(top) * CELLS + cell
+    own_class = _class_of(top)
+    index = own_class * CELLS + cell
     row[:BELOW].scatter_add_(0, index.flatten(), counted.flatten().long())
 
     values, largest = blocks.view(torch.float64), amax.view(torch.float64)
@@ -90,9 +93,10 @@ def _add(magnitude: Tensor, size: int, row: Tensor) -> None:
     row[DEEP] += (counted & (values <= largest * (1 / DEEP_RATIO))).sum()
 
     row[ZERO_BLOCKS] += (~filled).sum()
-    place = binade.flatten() - BINADE_MIN
+    place, peak = binade.flatten() - BINADE_MIN, own_class.flatten()
+    row[PEAKS:AMAXES].scatter_add_(0, peak, filled.long())
     row[AMAXES:ELEMENTS].scatter_add_(0, place, filled.long())
-    row[ELEMENTS:].scatter_add_(0, place, counted.sum(dim=1))
+    row[ELEMENTS:].scatter_add_(0, peak * BINADES + place, counted.sum(dim=1))
 
 
 def _within(magnitude: Tensor) -> Tensor:

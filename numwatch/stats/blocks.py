@@ -28,7 +28,9 @@ class BlockHistogram:
         tops: Entry [k][j - 1] counts those of depth 0 whose own mantissa is of class j, 1 to 4.
         amax_first: Binade of the first entry of `amaxes`; 0 where there is none.
         amaxes: Blocks per binade of their amax, trimmed at both ends.
-        elements: Elements counted in those blocks.
+        peaks: Entry [k] counts the blocks whose amax mantissa is of class k.
+        elements: Entry [k][i] counts the elements in those of them whose amax stands in the binade
+            of amaxes[i].
         near: Elements with |x| > amax / 1.0625: above E2M1's largest value under some scale that
             is rounded to E4M3.
         edge: Elements with |x| <= amax / 22.67: flushed by E2M1 under some such scale.
@@ -43,7 +45,8 @@ class BlockHistogram:
     tops: tuple[Counts, ...]
     amax_first: int
     amaxes: Counts
-    elements: Counts
+    peaks: Counts
+    elements: tuple[Counts, ...]
     near: int
     edge: int
     deep: int
@@ -51,7 +54,12 @@ class BlockHistogram:
     @property
     def nonzeros(self) -> int:
         """Elements counted: the finite non-zero ones."""
-        return sum(self.elements)
+        return sum(map(sum, self.elements))
+
+    @property
+    def elements_by_binade(self) -> Counts:
+        """Elements by the binade of their block's amax, as `amaxes` counts blocks."""
+        return tuple(map(sum, zip(*self.elements, strict=True)))
 
     @property
     def depths(self) -> Counts:
@@ -66,7 +74,10 @@ class BlockHistogram:
                 "don't merge"
             )
         first, amaxes = add_trimmed(self.amax_first, self.amaxes, other.amax_first, other.amaxes)
-        _, elements = add_trimmed(self.amax_first, self.elements, other.amax_first, other.elements)
+        elements = tuple(
+            add_trimmed(self.amax_first, own, other.amax_first, theirs)[1]
+            for own, theirs in zip(self.elements, other.elements, strict=True)
+        )
         return BlockHistogram(
             size=self.size,
             direction=self.direction,
@@ -76,6 +87,7 @@ class BlockHistogram:
             tops=_add_each(self.tops, other.tops),
             amax_first=first,
             amaxes=amaxes,
+            peaks=tuple(a + b for a, b in zip(self.peaks, other.peaks, strict=True)),
             elements=elements,
             near=self.near + other.near,
             edge=self.edge + other.edge,

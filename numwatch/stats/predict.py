@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 _POINTS = 256
-_SMALLEST_SUMSQ = 1e-280
+SMALLEST_SUMSQ = 1e-280
 """Below it squares of FP64 elements have underflowed."""
 _GOLDEN = (math.sqrt(5) - 1) / 2
 """Its multiples, modulo 1, spread out evenly."""
@@ -34,13 +34,10 @@ def median_relative_error(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0
 
     A flushed element has error 1. NaN where there are no elements.
     """
-    points, weights, errors = _rounded_points(stats, fmt, scale)
+    points, weights, errors = rounded_points(stats, fmt, scale)
     if not len(points):
         return math.nan
-    relative = errors / points
-    order = np.argsort(relative)
-    reached = np.cumsum(weights[order])
-    return float(relative[order[np.searchsorted(reached, reached[-1] / 2)]])
+    return weighted_median(errors / points, weights)
 
 
 def sqnr(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0) -> float:
@@ -49,13 +46,13 @@ def sqnr(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0) -> float:
     The signal is exact but for FP64 tensors whose squares FP64 can't hold. Dominated by the largest
     elements: it says nothing about a gradient's flushed tail. NaN where there are no elements.
     """
-    points, weights, errors = _rounded_points(stats, fmt, scale)
+    points, weights, errors = rounded_points(stats, fmt, scale)
     if not len(points):
         return math.nan
     # Relative to amax, so that squares neither overflow nor underflow.
     with np.errstate(over="ignore"):  # E8M0 has no zero: its errors may be of any size.
         noise = float(np.sum(weights * (errors / stats.amax) ** 2))
-    if _SMALLEST_SUMSQ < stats.sumsq < math.inf:
+    if SMALLEST_SUMSQ < stats.sumsq < math.inf:
         signal = stats.sumsq / stats.amax / stats.amax
     else:
         signal = float(np.sum(weights * (points / stats.amax) ** 2))
@@ -64,7 +61,14 @@ def sqnr(stats: TensorStats, fmt: AnyFormat, scale: float = 1.0) -> float:
     return 10 * math.log10(signal / noise)
 
 
-def _rounded_points(
+def weighted_median(values: Floats, weights: Floats) -> float:
+    """Returns the least value that half of the weight is at or below; there is one at least."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order])
+    return float(values[order[np.searchsorted(reached, reached[-1] / 2)]])
+
+
+def rounded_points(
     stats: TensorStats, fmt: AnyFormat, scale: float
 ) -> tuple[Floats, Floats, Floats]:
     """Magnitudes that stand for the tensor, how many elements each, and their rounding errors."""

@@ -16,7 +16,7 @@ from numwatch.stats import block_cpu, block_kernel, block_reference, new_block_r
 from numwatch.stats.block_layout import BLOCK_KINDS
 
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-COUNTED = ("depths", "tops", "amaxes", "elements", "ratios", "zero_blocks")
+COUNTED = ("depths", "tops", "peaks", "amaxes", "elements", "ratios", "zero_blocks")
 
 
 def binade_of(value):
@@ -35,8 +35,8 @@ MANTISSAS = (1.0, 1.5, 1.75, 1.875)
 
 def counted(lines, size):
     """What a histogram says of blocks along lines of numbers: the definition."""
-    depths, tops, amaxes, elements = Counter(), Counter(), Counter(), Counter()
-    ratios, zero_blocks = Counter(), 0
+    depths, tops, peaks, amaxes = Counter(), Counter(), Counter(), Counter()
+    elements, ratios, zero_blocks = Counter(), Counter(), 0
     for line in lines:
         for start in range(0, len(line), size):
             block = [abs(v) for v in line[start : start + size] if v and math.isfinite(v)]
@@ -45,7 +45,8 @@ def counted(lines, size):
                 continue
             amax = max(block)
             amaxes[binade_of(amax)] += 1
-            elements[binade_of(amax)] += len(block)
+            peaks[class_of(amax)] += 1
+            elements[class_of(amax), binade_of(amax)] += len(block)
             for v in block:
                 # Up to and with a power of two.
                 own = -127 if v <= 2.0**-126 else min(math.ceil(math.log2(v)) - 1, 127)
@@ -56,7 +57,7 @@ def counted(lines, size):
                 ratios["near"] += v > amax / 1.0625 / (1 + 1e-6)
                 ratios["edge"] += v <= amax / (24 * 17 / 18) * (1 + 1e-6)
                 ratios["deep"] += v <= amax / 25.5 / (1 + 1e-6)
-    return depths, tops, amaxes, elements, ratios, zero_blocks
+    return depths, tops, peaks, amaxes, elements, ratios, zero_blocks
 
 
 def said(histogram):
@@ -65,8 +66,14 @@ def said(histogram):
     return (
         {(k, d): n for k, own in enumerate(h.below) for d, n in enumerate(own) if n},
         {(k, j): n for k, own in enumerate(h.tops) for j, n in enumerate(own, 1) if n},
+        {k: n for k, n in enumerate(h.peaks) if n},
         {e: n for e, n in enumerate(h.amaxes, h.amax_first) if n},
-        {e: n for e, n in enumerate(h.elements, h.amax_first) if n},
+        {
+            (k, e): n
+            for k, own in enumerate(h.elements)
+            for e, n in enumerate(own, h.amax_first)
+            if n
+        },
         {name: getattr(h, name) for name in ("near", "edge", "deep") if getattr(h, name)},
         h.zero_blocks,
     )
@@ -79,7 +86,8 @@ def assert_histogram(histogram, lines):
         name: {k: n for k, n in want.items() if n} if isinstance(want, Counter) else want
         for name, want in zip(COUNTED, expected, strict=True)
     }
-    assert histogram.blocks == expected[2].total()
+    assert histogram.blocks == expected[3].total() == sum(histogram.peaks)
+    assert sum(histogram.elements_by_binade) == histogram.nonzeros
     assert histogram.nonzeros == expected[0].total() == sum(histogram.depths)
     assert all(own[-1:] != (0,) for own in histogram.below)
     assert histogram.amaxes[:1] != (0,)

@@ -1,0 +1,144 @@
+"""What NVFP4 would do to a tensor, from its block counts: shares with exact bounds.
+
+A block's scale, v = amax * S / 6 with the tensor's scale S, is rounded to E4M3, which moves what
+E2M1 meets by rho = v / E4M3(v). Of normal v, rho is within [17/18, 17/16]: elements up to
+amax / 25.5 are flushed and beyond amax / 22.67 none is, and both are counted. Of subnormal v rho is
+within [1/2, 3/2]; of v <= 2^-10 the scale is 0 and the block vanishes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from numwatch.formats import FORMATS, get_block_format, round_to_format
+from numwatch.stats.binades import BINADE_MAX, BINADE_MIN
+from numwatch.stats.block_layout import SCALE_STEP
+from numwatch.stats.bounded import Bounded
+from numwatch.stats.derived import flushed
+from numwatch.stats.predict_mx import share_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numwatch.stats.blocks import BlockHistogram
+    from numwatch.stats.tensor_stats import TensorStats
+
+_FORMAT = get_block_format("nvfp4")
+_SURELY_FLUSHED = 7
+"""Depth from which on amax / |x| >= 64: flushed whatever rho; from 24 * 3/2 on would do."""
+_SURELY_KEPT = 3
+"""Depth down to which amax / |x| < 8: kept whatever rho; down from 24 / 2 would do."""
+_SURELY_NOT_SATURATED = 2
+"""Depth from which on amax / |x| >= 2 and no scale is rounded down so far."""
+_POINTS = 4096
+
+
+def tensor_scale(stats: TensorStats) -> float:
+    """Returns S of a tensor whose elements are finite: min(448 * 6 / amax, FP32's max).
+
+    0 where FP32 has none so small: amaxes beyond FP32's.
+    """
+    if stats.amax == 0.0:
+        return 1.0
+    largest = _FORMAT.scale.max * _FORMAT.element.max
+    return float(np.float32(min(largest / stats.amax, FORMATS["fp32"].max)))
+
+
+def nvfp4_shares(stats: TensorStats, blocks: BlockHistogram) -> tuple[Bounded, Bounded]:
+    """Returns the shares that become zero, whole vanishing blocks among them, and that saturate.
+
+    Over the elements counted. Saturated is what lies above 6 before rounding: only because the
+    block's scale was rounded down, by 1/16 at most where it is normal.
+    """
+    total = blocks.nonzeros
+    if not total:
+        return Bounded.exactly(0.0), Bounded.exactly(0.0)
+    scale = tensor_scale(stats)
+    if not scale:
+        return Bounded(0.0, 0.0, 1.0), Bounded(0.0, 0.0, 1.0)
+    kinds = _Kinds.of(stats, blocks)
+    unsure = kinds.perhaps + kinds.subnormal
+    depths = blocks.depths
+    sure = sum(depths[_SURELY_FLUSHED:])
+    low = max(kinds.vanished, sure, blocks.deep - unsure)
+    high = min(
+        kinds.vanished + unsure + min(blocks.edge, kinds.normal),
+        # What has a scale keeps its amaxes, and elements a little below them.
+        total - kinds.surviving_blocks,
+        total - sum(depths[:_SURELY_KEPT]) + kinds.vanished + kinds.perhaps,
+        # No block's scale is above the largest.
+        flushed(stats, _FORMAT.element, scale / _FORMAT.scale.max).high * total,
+    )
+    alive = total - kinds.vanished - kinds.perhaps / 2
+    value = total - alive + alive * (blocks.deep + blocks.edge) / (2 * total)
+    near = blocks.near + min(unsure, sum(depths[:_SURELY_NOT_SATURATED]))
+    rounded_down, reached = _saturation()
+    beside = max(blocks.near - blocks.blocks, 0)
+    above = rounded_down * kinds.surviving_blocks + reached * beside
+    return (
+        share_of([Bounded.within(value, low, max(low, high))], total),
+        share_of([Bounded.within(above, 0.0, min(near, total))], total),
+    )
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Elements by what becomes of their block's scale.
+
+    Attributes:
+        vanished: It is 0.
+        perhaps: It may be 0: the cut lies within the binade of the amax.
+        subnormal: It is a subnormal of E4M3, or may be one.
+        normal: It is normal.
+        surviving_blocks: Blocks of the last two kinds: each keeps its amax.
+    """
+
+    vanished: int
+    perhaps: int
+    subnormal: int
+    normal: int
+    surviving_blocks: int
+
+    @classmethod
+    def of(cls, stats: TensorStats, blocks: BlockHistogram) -> _Kinds:
+        scale = tensor_scale(stats) / _FORMAT.element.max
+        vanished = perhaps = subnormal = normal = surviving = 0
+        for low, high, n, elements in _binades(stats, blocks):
+            if high * scale <= _FORMAT.scale.flush_threshold:
+                vanished += elements
+            elif low * scale <= _FORMAT.scale.flush_threshold:
+                perhaps += elements
+            elif low * scale < _FORMAT.scale.smallest_normal:
+                subnormal += elements
+                surviving += n
+            else:
+                normal += elements
+                surviving += n
+        return cls(vanished, perhaps, subnormal, normal, surviving)
+
+
+def _binades(stats: TensorStats, blocks: BlockHistogram) -> Iterator[tuple[float, float, int, int]]:
+    """The least and largest amax that blocks of each binade may have, blocks and elements."""
+    counts = zip(blocks.amaxes, blocks.elements_by_binade, strict=True)
+    for binade, (n, elements) in enumerate(counts, blocks.amax_first):
+        low = 0.0 if binade == BINADE_MIN else math.ldexp(1.0, binade)
+        high = math.inf if binade == BINADE_MAX else math.ldexp(1.0, binade + 1)
+        yield max(low, stats.amin), min(high, stats.amax), n, elements
+
+
+@cache
+def _saturation() -> tuple[float, float]:
+    """Share of log-uniform scales rounded down, and of the elements near the amax those then reach.
+
+    Elements near it are taken as log-uniform between amax / 1.0625 and it.
+    """
+    scales = torch.from_numpy(np.geomspace(1.0, 2.0, _POINTS, endpoint=False))
+    rho = scales / round_to_format(scales, _FORMAT.scale)
+    reached = rho.clamp(min=1.0).log() / math.log(SCALE_STEP)
+    return float((rho > 1).double().mean()), float(reached.mean())

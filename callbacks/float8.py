@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import torch
 from pytorch_lightning.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 from torch import nn
 
@@ -16,13 +14,19 @@ from numwatch.errors import NumwatchError, near
 from numwatch.taps.float8 import is_float8_linear
 
 from ._base import Callback
+from ._torchao import (
+    builds_itself_later,
+    compute_dtype,
+    convert,
+    require_torchao,
+    scaled_mm_fault,
+)
+from .scaled_mm import OneDNNOff
 
 RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
 
 # Both sizes of a float8 GEMM's weight; Hopper's and Ada's requirement.
 _MULTIPLE = 16
-
-_COMPUTE_DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "64": torch.float64}
 
 
 class Float8Training(Callback):
@@ -64,49 +68,51 @@ class Float8Training(Callback):
                 f"Float8Training's recipe is one of {', '.join(RECIPES)}; "
                 f"got {recipe!r}{near(recipe, RECIPES)}"
             )
-        _require_torchao()
+        require_torchao("Float8Training")
         self.recipe = recipe
         self.include = include
         self.exclude = exclude
         self.emulate = emulate
         self.converted: tuple[str, ...] = ()
         self.emulated: bool | None = None
+        self._onednn = OneDNNOff()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Converts before strategies wrap the model, FSDP's hooks would stay on the old modules."""
-        if stage == "fit" and not _builds_itself_later(pl_module):
+        if stage == "fit" and not builds_itself_later(pl_module):
             self._convert(trainer, pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Converts a model that was only built in `configure_model`."""
-        if _builds_itself_later(pl_module):
+        if builds_itself_later(pl_module):
             self._convert(trainer, pl_module)
+        if self.emulated is False:
+            self._onednn.enter(trainer.strategy.root_device)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
+        """Leaves torch's switches as they were."""
+        self._onednn.leave()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
+        """Likewise."""
+        self._onednn.leave()
 
     def _convert(self, trainer: Any, model: nn.Module) -> None:
-        from torchao.float8 import convert_to_float8_training
-
         linears = dict(_linears(model))
         chosen = choose(linears, self.include, self.exclude)
         todo = {name: linears[name] for name in chosen if not is_float8_linear(linears[name])}
         if not todo:
             return  # a second fit
-        device, dtype = trainer.strategy.root_device, _compute_dtype(str(trainer.precision))
-        why_not = None if self.emulate else scaled_mm_fault(self.recipe, device, dtype)
+        device, dtype = trainer.strategy.root_device, compute_dtype(str(trainer.precision))
+        config = _config(self.recipe, emulate=False)
+        why_not = None if self.emulate else scaled_mm_fault(config, device, dtype)
         if why_not and self.emulate is False:
             raise NumwatchError(
                 f"emulate=False, and {device} can not run the {self.recipe} recipe "
                 f"in {dtype}: {why_not}; leave emulate=None"
             )
         self.emulated = bool(self.emulate or why_not)
-        ids = {id(module) for module in todo.values()}
-        convert_to_float8_training(
-            model,
-            config=_config(self.recipe, emulate=self.emulated),
-            module_filter_fn=lambda module, _: id(module) in ids,
-        )
-        for module in model.modules():
-            if is_float8_linear(module):
-                module.register_forward_pre_hook(_autocast_input)
+        convert(model, todo.values(), _config(self.recipe, emulate=self.emulated))
         self.converted = tuple(todo)
         how = "emulated in FP32" if self.emulated else "in torch._scaled_mm"
         rank_zero_info(
@@ -147,40 +153,11 @@ def choose(
     return chosen
 
 
-def scaled_mm_fault(recipe: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Returns why the device can not run a recipe's GEMMs in `torch._scaled_mm`, None if it can.
-
-    Found by running a small layer forward and backward, with activations of `dtype`.
-    """
-    from torchao.float8 import convert_to_float8_training
-
-    linear = nn.Linear(32, 32, bias=False, device=device, dtype=dtype)
-    try:
-        probe = convert_to_float8_training(linear, config=_config(recipe, emulate=False))
-        x = torch.ones(16, 32, device=device, dtype=dtype, requires_grad=True)
-        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            probe(x).sum().backward()
-    except (RuntimeError, ValueError, NotImplementedError) as error:  # each torch has its own
-        return str(error).strip().split("\n")[0] or type(error).__name__
-    return None
-
-
 def _config(recipe: str, *, emulate: bool) -> Any:
     from torchao.float8 import Float8LinearConfig
 
     config = Float8LinearConfig.from_recipe_name(recipe)
     return dataclasses.replace(config, emulate=emulate)
-
-
-def _autocast_input(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Casts a Linear's input as its device's autocast would.
-
-    torchao asks CUDA's autocast alone. Under another device's the input would stay FP32 while
-    its gradient comes as BF16, and `rowwise_with_gw_hp` can not multiply the two.
-    """
-    if not args or not torch.is_autocast_enabled(args[0].device.type):
-        return None
-    return args[0].to(torch.get_autocast_dtype(args[0].device.type)), *args[1:]
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -189,21 +166,3 @@ def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
         plain = type(module) is nn.Linear
         if name and isinstance(module, nn.Linear) and (plain or is_float8_linear(module)):
             yield name, module
-
-
-def _builds_itself_later(pl_module: Any) -> bool:
-    owner = type(pl_module).configure_model.__module__.split(".")[0]
-    return owner not in ("lightning", "pytorch_lightning")
-
-
-def _compute_dtype(precision: str) -> torch.dtype:
-    return _COMPUTE_DTYPES.get(precision.partition("-")[0], torch.float32)
-
-
-def _require_torchao() -> None:
-    try:
-        missing = importlib.util.find_spec("torchao") is None
-    except ValueError:  # an entry of sys.modules without a spec
-        missing = True
-    if missing:
-        raise NumwatchError("Float8Training needs torchao; type: pip install 'numwatch[fp8]'")

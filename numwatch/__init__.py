@@ -7,6 +7,7 @@ run, and works everything else out from that record.
 from importlib.metadata import version
 
 from numwatch.diagnose import diagnose
+from numwatch.emulate import emulate
 from numwatch.errors import NumwatchError
 from numwatch.formats import get_format, quantize, round_to_block_format, round_to_format
 from numwatch.loop import watch
@@ -23,6 +24,7 @@ __all__ = [
     "Run",
     "TensorStats",
     "diagnose",
+    "emulate",
     "get_format",
     "load_capsule",
     "open_run",

@@ -17,6 +17,7 @@ from numwatch.shadow import ShadowStep
 from numwatch.snapshot import SlotInfo, Snapshot
 from numwatch.stats import warm_up
 from numwatch.taps.flags import accumulation_flags
+from numwatch.taps.casts import rounds_operands
 from numwatch.taps.float8 import is_float8_linear
 from numwatch.taps.gate import Gate
 from numwatch.taps.scaler import Scaler
@@ -91,7 +92,7 @@ class Session:
             )
             self._recorder = Recorder.open(
                 self.directory,
-                precision=_with_float8(precision, model),
+                precision=_with_rounded(precision, model),
                 device=_device_name(model),
                 arguments=asdict(settings),
                 versions=_versions(),
@@ -287,8 +288,14 @@ def _worth_showing(snapshot: Snapshot) -> bool:
     return snapshot.rows is not None or scalars.skipped or moved
 
 
-def _with_float8(precision: str, model: nn.Module) -> str:
-    return f"{precision} + float8" if any(map(is_float8_linear, model.modules())) else precision
+def _with_rounded(precision: str, model: nn.Module) -> str:
+    """The precision, and whether operands are in float8 or emulated in what a plan says."""
+    kinds = {
+        "float8" if is_float8_linear(module) else "emulated"
+        for module in model.modules()
+        if rounds_operands(module)
+    }
+    return " + ".join([precision, *sorted(kinds)])
 
 
 def _device_name(model: nn.Module) -> str:

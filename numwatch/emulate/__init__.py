@@ -1,1 +1,6 @@
-"""Training under a plan without its hardware: every operand rounded through its format."""
+"""Training with every planned operand of every GEMM rounded through its format and recipe."""
+
+from numwatch.emulate.convert import Emulation, emulate
+from numwatch.emulate.linear import EmulatedLinear
+
+__all__ = ["EmulatedLinear", "Emulation", "emulate"]

@@ -78,9 +78,9 @@ def round_to_block_format(
         return values.to(result_dtype(x))
     along_last = (values.reshape(1) if values.ndim == 0 else values).movedim(dim, -1)
     rows = along_last.reshape(-1, along_last.shape[-1])
-    blocks = _into_blocks(rows, block_format.block)
+    blocks = into_blocks(rows, block_format.block)
     amax = blocks.abs().amax(dim=(1, 3), keepdim=True)
-    encode, decode = _scales(amax, block_format, scale_rule or "floor")
+    encode, decode = block_scales(amax, block_format, scale_rule or "floor")
     scaled = blocks * encode / torch.where(decode == 0, 1.0, decode)
     grid = quantize_fp64(scaled, block_format.element, rounding, generator=generator)
     dequantized = (grid * decode / encode).flatten(2, 3).flatten(0, 1)
@@ -138,7 +138,7 @@ def mx_scale_exponent(
     return torch.where(values.isnan(), _E8M0_NAN, exponent).to(torch.int32)
 
 
-def _into_blocks(rows: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+def into_blocks(rows: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
     """Returns `rows` [R, C] as [R / r, r, C / c, c], filled up with zeros."""
     height, width = block
     padding = (0, -rows.shape[1] % width, 0, -rows.shape[0] % height)
@@ -146,7 +146,7 @@ def _into_blocks(rows: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
     return padded.reshape(padded.shape[0] // height, height, padded.shape[1] // width, width)
 
 
-def _scales(
+def block_scales(
     amax: torch.Tensor, fmt: BlockFormat, rule: ScaleRule
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns (encode, decode): element Q(x * encode / decode), value element * decode / encode.

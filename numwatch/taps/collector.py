@@ -20,7 +20,7 @@ from numwatch.taps.buffers import (
     Buffers,
     split,
 )
-from numwatch.taps.float8 import float8_casts
+from numwatch.taps.casts import operand_casts
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import is_transformed
 from numwatch.taps.operands import OperandTaps, SentBlocks
@@ -66,7 +66,7 @@ class Collector:
         self._casts = {
             tap.slots[role]: cast
             for tap in taps
-            for role, cast in (float8_casts(tap.module) or {}).items()
+            for role, cast in operand_casts(tap.module).items()
             if role in tap.slots
         }
         self._cast_formats: dict[int, str] = {}

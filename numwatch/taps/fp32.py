@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from numwatch.errors import NumwatchError
 from numwatch.stats import is_watched_dtype
-from numwatch.taps.float8 import is_float8_linear, turn_plain
+from numwatch.taps.casts import rounds_operands, turn_plain
 
 T = TypeVar("T")
 StandIns = Iterable[tuple[object, object]]
@@ -46,7 +46,7 @@ def copy_in_fp32(value: T, stand_ins: StandIns = ()) -> T:
         convert: Callable[[Callable[[Tensor], Tensor]], object] = copied._apply  # noqa: SLF001
         convert(_widened)  # `float()` would take FP64 down
         for module in copied.modules():
-            if is_float8_linear(module):
+            if rounds_operands(module):
                 turn_plain(module)
     return copied
 

@@ -8,9 +8,11 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchao.float8 import Float8LinearConfig
 
 from numwatch.callbacks import Float8Training
-from numwatch.callbacks.float8 import RECIPES, choose, scaled_mm_fault
+from numwatch.callbacks._torchao import scaled_mm_fault
+from numwatch.callbacks.float8 import RECIPES, choose
 from numwatch.errors import NumwatchError
 from numwatch.taps.float8 import is_float8_linear
 
@@ -225,7 +227,8 @@ def test_a_device_without_scaled_mm(monkeypatch, caplog, emulate):
         raise RuntimeError("no such kernel\nat line 3")
 
     monkeypatch.setattr(torch, "_scaled_mm", missing)
-    assert scaled_mm_fault("rowwise", torch.device("cpu"), torch.bfloat16) == "no such kernel"
+    config = Float8LinearConfig.from_recipe_name("rowwise")
+    assert scaled_mm_fault(config, torch.device("cpu"), torch.bfloat16) == "no such kernel"
     callback = Float8Training("rowwise", emulate=emulate)
     if emulate is False:
         with pytest.raises(NumwatchError, match=r"cpu can not run the rowwise .* no such kernel"):

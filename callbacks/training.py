@@ -1,0 +1,88 @@
+"""The Trainer arguments that a plan's training part asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins import MixedPrecision
+
+from numwatch.plan import LossScale, Plan, Training
+
+_NO_GROWTH = 2**31 - 1
+"""Growth interval of a scale that stays: longer than any run."""
+_COMPUTE = {"16": "fp16", "bf16": "bf16", "32": "fp32", "64": "fp64"}
+
+
+def training_arguments(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the precision arguments of a Trainer for a plan; none where the given ones fit.
+
+    Args:
+        plan: The plan.
+        given: The Trainer's arguments without it.
+    """
+    wanted = plan.training
+    if wanted.loss_scale is None and _of(given) == (wanted.compute, wanted.weights):
+        return {}
+    plugins = [one for one in given.get("plugins", ()) if not isinstance(one, MixedPrecision)]
+    if wanted.compute == "fp16" and wanted.weights == "fp32":
+        device = "cuda" if _on_cuda(given) else "cpu"
+        plugin = MixedPrecision("16-mixed", device, scaler_of(wanted.loss_scale, device))
+        return {"precision": None, "plugins": [*plugins, plugin]}
+    return {"precision": _precision(wanted), "plugins": plugins}
+
+
+def training_fault(plan: Plan, precision: str, scaler: Any) -> str | None:
+    """Returns where a Trainer does otherwise than a plan's training part, None where it does not.
+
+    Args:
+        plan: The plan.
+        precision: The Trainer's.
+        scaler: Its gradient scaler, or None.
+    """
+    wanted = plan.training
+    width, _, kind = precision.partition("-")
+    compute = _COMPUTE.get(width, "fp32")
+    weights = "fp32" if kind == "mixed" else compute
+    if (compute, weights) != (wanted.compute, wanted.weights):
+        return (
+            f"the plan computes in {wanted.compute} with {wanted.weights} weights, the Trainer's "
+            f"precision is {precision}: give it precision={_precision(wanted)!r}"
+        )
+    if wanted.loss_scale is not None and scaler is None:
+        return f"the plan wants a loss scale of {wanted.loss_scale.init:g}, the Trainer has none"
+    return None
+
+
+def scaler_of(loss_scale: LossScale | None, device: str) -> torch.amp.GradScaler:
+    """Returns the gradient scaler of a plan, torch's own defaults where it says nothing."""
+    if loss_scale is None:
+        return torch.amp.GradScaler(device)
+    interval = loss_scale.growth_interval
+    return torch.amp.GradScaler(
+        device,
+        init_scale=loss_scale.init,
+        growth_interval=_NO_GROWTH if interval is None else interval,
+    )
+
+
+def _precision(wanted: Training) -> str:
+    if wanted.compute == "fp32":
+        return "32-true"
+    width = {"fp16": "16", "bf16": "bf16"}[wanted.compute]
+    return f"{width}-{'true' if wanted.weights == wanted.compute else 'mixed'}"
+
+
+def _of(given: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What a Trainer's arguments compute in and store weights in; None where a plugin decides."""
+    if any(isinstance(one, MixedPrecision) for one in given.get("plugins", ())):
+        return None
+    width, _, kind = str(given.get("precision") or "32-true").partition("-")
+    compute = _COMPUTE.get(width, "fp32")
+    return compute, "fp32" if kind == "mixed" else compute
+
+
+def _on_cuda(given: Mapping[str, Any]) -> bool:
+    accelerator = given.get("accelerator", "auto")
+    return accelerator in ("cuda", "gpu") or (accelerator == "auto" and torch.cuda.is_available())

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 
-from numwatch.plan import LossScale, Plan, Training
+from numwatch.plan import LossScale, Plan
+from numwatch.plan.exports.training import NO_GROWTH, precision_of
 
-_NO_GROWTH = 2**31 - 1
-"""Growth interval of a scale that stays: longer than any run."""
 _COMPUTE = {"16": "fp16", "bf16": "bf16", "32": "fp32", "64": "fp64"}
 
 
@@ -30,7 +29,7 @@ def training_arguments(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
         device = "cuda" if _on_cuda(given) else "cpu"
         plugin = MixedPrecision("16-mixed", device, scaler_of(wanted.loss_scale, device))
         return {"precision": None, "plugins": [*plugins, plugin]}
-    return {"precision": _precision(wanted), "plugins": plugins}
+    return {"precision": precision_of(wanted), "plugins": plugins}
 
 
 def training_fault(plan: Plan, precision: str, scaler: Any) -> str | None:
@@ -48,7 +47,7 @@ def training_fault(plan: Plan, precision: str, scaler: Any) -> str | None:
     if (compute, weights) != (wanted.compute, wanted.weights):
         return (
             f"the plan computes in {wanted.compute} with {wanted.weights} weights, the Trainer's "
-            f"precision is {precision}: give it precision={_precision(wanted)!r}"
+            f"precision is {precision}: give it precision={precision_of(wanted)!r}"
         )
     if wanted.loss_scale is not None and scaler is None:
         return f"the plan wants a loss scale of {wanted.loss_scale.init:g}, the Trainer has none"
@@ -63,15 +62,8 @@ def scaler_of(loss_scale: LossScale | None, device: str) -> torch.amp.GradScaler
     return torch.amp.GradScaler(
         device,
         init_scale=loss_scale.init,
-        growth_interval=_NO_GROWTH if interval is None else interval,
+        growth_interval=NO_GROWTH if interval is None else interval,
     )
-
-
-def _precision(wanted: Training) -> str:
-    if wanted.compute == "fp32":
-        return "32-true"
-    width = {"fp16": "16", "bf16": "bf16"}[wanted.compute]
-    return f"{width}-{'true' if wanted.weights == wanted.compute else 'mixed'}"
 
 
 def _of(given: Mapping[str, Any]) -> tuple[str, str] | None:

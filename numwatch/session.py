@@ -16,8 +16,8 @@ from numwatch.settings import Settings
 from numwatch.shadow import ShadowStep
 from numwatch.snapshot import SlotInfo, Snapshot
 from numwatch.stats import warm_up
-from numwatch.taps.flags import accumulation_flags
 from numwatch.taps.casts import rounds_operands
+from numwatch.taps.flags import accumulation_flags
 from numwatch.taps.float8 import is_float8_linear
 from numwatch.taps.gate import Gate
 from numwatch.taps.scaler import Scaler

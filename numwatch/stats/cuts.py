@@ -17,7 +17,7 @@ from numwatch.stats.bounded import Bounded
 if TYPE_CHECKING:
     from numwatch.stats.tensor_stats import TensorStats
 
-_STEEPEST = 4.0
+STEEPEST = 4.0
 
 
 def count_at_most(stats: TensorStats, cut: float, scale: float) -> Bounded:
@@ -99,7 +99,7 @@ def binade_slope(stats: TensorStats, binade: int) -> float:
         slope = math.log(right / here)
     else:
         slope = 0.0
-    return min(max(slope, -_STEEPEST), _STEEPEST)
+    return min(max(slope, -STEEPEST), STEEPEST)
 
 
 def _between(value: float, low: int, high: int, count: int) -> Bounded:

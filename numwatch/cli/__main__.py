@@ -1,0 +1,5 @@
+"""`python -m numwatch.cli`."""
+
+from numwatch.cli.app import main
+
+main()

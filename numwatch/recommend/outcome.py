@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -56,7 +57,10 @@ def outcome_of(history: History, fmt: Format | BlockFormat, recipe: Recipe) -> O
     if not rows:
         return None
     directions = DIRECTIONS if in_parts else DIRECTIONS[:1]
-    shares = [[_shares(row, fmt, recipe, each) for row in rows] for each in directions]
+    lengths = _lengths(history)
+    shares = [
+        [_shares(row, fmt, recipe, each, lengths[each]) for row in rows] for each in directions
+    ]
     worse = [max(step, key=lambda one: one.flushed.value) for step in zip(*shares, strict=True)]
     worst = max(range(len(rows)), key=lambda at: worse[at].flushed.value)
     some = [
@@ -81,8 +85,20 @@ def outcome_of(history: History, fmt: Format | BlockFormat, recipe: Recipe) -> O
     )
 
 
-def _shares(row: Row, fmt: Format | BlockFormat, recipe: Recipe, direction: str) -> Shares:
-    return predicted_shares(row.stats, fmt, recipe, blocks=row.blocks, direction=direction)
+def _shares(
+    row: Row, fmt: Format | BlockFormat, recipe: Recipe, direction: str, length: int | None
+) -> Shares:
+    return predicted_shares(
+        row.stats, fmt, recipe, blocks=row.blocks, direction=direction, length=length
+    )
+
+
+def _lengths(history: History) -> dict[str, int | None]:
+    """Elements in a row along the last dimension and across it; None where the shape is lost."""
+    shape = history.info.shape
+    if not shape:
+        return dict.fromkeys(DIRECTIONS)
+    return {"last": shape[-1], "across": math.prod(shape[:-1])}
 
 
 def _pooled(shares: Sequence[Bounded], weights: Sequence[int]) -> Bounded:

@@ -14,7 +14,12 @@ _HALF, _LARGEST = 16, 32
 
 
 def part_shares(
-    stats: TensorStats, fmt: Format | BlockFormat, recipe: Recipe, blocks: Blocks, direction: str
+    stats: TensorStats,
+    fmt: Format | BlockFormat,
+    recipe: Recipe,
+    blocks: Blocks,
+    direction: str,
+    length: int | None = None,
 ) -> tuple[Bounded, Bounded]:
     """Returns the shares that a recipe of parts would flush and saturate.
 
@@ -24,12 +29,13 @@ def part_shares(
         recipe: The recipe.
         blocks: The tensor's block counts; empty where none were taken.
         direction: Along which dimension parts run, `last` or `across`.
+        length: Elements in a row along it, where known.
     """
     histogram = _histogram(fmt, blocks, direction)
     if isinstance(fmt, BlockFormat):
         half = blocks.get((_HALF, direction))
         return block_shares(stats, histogram, fmt, _rule(recipe), half=half)
-    return row_shares(stats, histogram, fmt, power_of_two=_power_of_two(recipe))
+    return row_shares(stats, histogram, fmt, power_of_two=_power_of_two(recipe), length=length)
 
 
 def part_errors(

@@ -41,6 +41,7 @@ def predicted_shares(
     blocks: Blocks | None = None,
     direction: str = "last",
     scale: float | None = None,
+    length: int | None = None,
 ) -> Shares:
     """Returns how much of a tensor a format would flush and saturate.
 
@@ -51,12 +52,13 @@ def predicted_shares(
         blocks: Its block counts; without them block formats have wide bounds.
         direction: One of `DIRECTIONS`, for recipes that scale parts.
         scale: The scale in force, where the recipe does not give it from this tensor alone.
+        length: Elements in a row along that direction, for `rowwise`; a guess by default.
 
     Raises:
         ValueError: A delayed recipe without `scale`.
     """
     if isinstance(fmt, BlockFormat) or isinstance(recipe, RowScaling):
-        return Shares(*part_shares(stats, fmt, recipe, blocks or {}, direction))
+        return Shares(*part_shares(stats, fmt, recipe, blocks or {}, direction, length))
     force = scale_of(stats, fmt, recipe) if scale is None else scale
     if isinstance(recipe, CurrentScaling) and scale is None:
         # Its own amax is what it is scaled by: the clamp takes off no more than the rounding.

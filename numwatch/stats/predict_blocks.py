@@ -106,6 +106,7 @@ def row_shares(
     fmt: str | Format,
     *,
     power_of_two: bool = False,
+    length: int | None = None,
 ) -> tuple[Bounded, Bounded]:
     """Returns the shares that become zero and saturate where each row has a scale of its own.
 
@@ -118,16 +119,17 @@ def row_shares(
         blocks: Its block counts in the direction of the rows, or None.
         fmt: Format of the elements.
         power_of_two: Whether scales are rounded down to powers of two.
+        length: Elements in a row; by default those of a square.
     """
     fmt = get_format(fmt)
     whole = flushed(stats, fmt, _row_scale(stats, fmt, power_of_two=power_of_two))
     if blocks is None:
-        return _unseen(stats, whole, _row_length(stats)), Bounded.exactly(0.0)
+        return _unseen(stats, whole, length or _row_length(stats)), Bounded.exactly(0.0)
     if power_of_two:
         parts, _ = mx_shares(stats, blocks, fmt, "rceil")
     else:
         parts = _parts_at_their_amax(blocks, fmt)
-    return _between(stats, parts, whole, _row_length(stats)), Bounded.exactly(0.0)
+    return _between(stats, parts, whole, length or _row_length(stats)), Bounded.exactly(0.0)
 
 
 def block_errors(
@@ -215,9 +217,14 @@ def _parts_at_their_amax(blocks: BlockHistogram, fmt: Format) -> Bounded:
 
 
 def _between(stats: TensorStats, parts: Bounded, whole: Bounded, size: int) -> Bounded:
-    """At least what smaller parts lose and at most what the whole loses."""
+    """At least what smaller parts lose and at most what the whole loses.
+
+    In between the share grows by a factor with each doubling of the size: so do tails.
+    """
     weight = _weight(stats, size)
-    value = parts.value + weight * (whole.value - parts.value)
+    least = 0.5 / max(stats.nonzeros, 1)
+    one, other = max(parts.value, least), max(whole.value, least)
+    value = one ** (1 - weight) * other**weight if whole.value else parts.value
     return Bounded.within(value, parts.low, max(whole.high, parts.low))
 
 

@@ -11,6 +11,8 @@ from numwatch.emulate import emulate
 from numwatch.errors import NumwatchError
 from numwatch.formats import get_format, quantize, round_to_block_format, round_to_format
 from numwatch.loop import watch
+from numwatch.plan import Plan, load_plan
+from numwatch.recommend import recommend
 from numwatch.record import Run, open_run
 from numwatch.record.capsule import Capsule, load_capsule
 from numwatch.stats import Bounded, TensorStats, tensor_stats
@@ -21,14 +23,17 @@ __all__ = [
     "Bounded",
     "Capsule",
     "NumwatchError",
+    "Plan",
     "Run",
     "TensorStats",
     "diagnose",
     "emulate",
     "get_format",
     "load_capsule",
+    "load_plan",
     "open_run",
     "quantize",
+    "recommend",
     "round_to_block_format",
     "round_to_format",
     "tensor_stats",

@@ -13,7 +13,7 @@ from rich.text import Text
 from numwatch.cli.shared import AsJson, RunPath, damage, print_json, print_lines, reading
 from numwatch.errors import NumwatchError
 
-DEMO_STEPS = 300
+DEMO_STEPS = 400
 PlanPath = Annotated[Path, typer.Argument(help="A `plan.yaml`, as `numwatch recommend` writes it.")]
 
 

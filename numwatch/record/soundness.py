@@ -12,11 +12,11 @@ from numwatch.record.schema import TABLES
 from numwatch.stats.binades import BINADE_MAX, BINADE_MIN
 from numwatch.stats.layout import AMAX_ONLY, COUNT_COLUMNS, REAL_COLUMNS
 
-_WHOLE = (*COUNT_COLUMNS, *REAL_COLUMNS, "binade_first")
-_OF_FULL_ROWS = tuple(name for name in _WHOLE if name not in AMAX_ONLY)
-"""Columns of `tensors` that are known where the histogram is."""
-_COUNT_LIMIT = 1 << 53
-"""Counts are added up, and as doubles too."""
+_TOGETHER = (
+    ("binades", "binade_first", *({*COUNT_COLUMNS, *REAL_COLUMNS} - AMAX_ONLY)),
+    ("cast_format", "cast_scale", "cast_flushed", "cast_saturated"),
+)
+"""Columns of `tensors` that are known in the same rows."""
 _COUNTS = ("numel", "nans", "posinfs", "neginfs", "zeros", "pow2s", "sampled", "nonzero", "count")
 
 
@@ -43,6 +43,12 @@ def _flaws(name: str, table: pa.Table) -> Iterator[str]:
             yield from _gaps_within(field.name, column)
         if field.name in _COUNTS and not _are_counts(column):
             yield f"column {field.name} holds what is no count"
+    for names in _TOGETHER if name == "tensors" else ():
+        first, *others = (column for column in names if column in table.column_names)
+        known = pc.is_valid(table[first])
+        for other in others:
+            if pc.is_valid(table[other]) != known:
+                yield f"columns {first} and {other} have different gaps"
     if name == "tensors" and "binades" in table.column_names:
         yield from _histogram_flaws(table)
 
@@ -57,10 +63,6 @@ def _gaps_within(name: str, column: pa.ChunkedArray) -> Iterator[str]:
 
 def _histogram_flaws(table: pa.Table) -> Iterator[str]:
     binades = table["binades"]
-    full = pc.is_valid(binades)
-    for name in _OF_FULL_ROWS:
-        if name in table.column_names and pc.is_valid(table[name]) != full:
-            yield f"column {name} and the histograms have different gaps"
     if not _are_counts(pc.list_flatten(binades)):
         yield "a histogram holds what is no count"
     if "binade_first" in table.column_names:

@@ -17,8 +17,8 @@ from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.layout import COUNT_COLUMNS, REAL_COLUMNS
 
 _NONFINITES = ("nans", "posinfs", "neginfs")
-_MERGES: dict[str, np.ufunc] = {"amax": np.maximum, "amin": np.minimum}
-"""How the reals that are no sums merge."""
+_MERGES: dict[str, np.ufunc] = {"amax": np.fmax, "amin": np.fmin}
+"""How the reals that are no sums merge; a hostile NaN among them is as good as none."""
 
 
 @dataclass(frozen=True)

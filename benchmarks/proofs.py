@@ -73,7 +73,7 @@ def main() -> None:
     """Trains, prints each proof, writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     console, rows = Console(), []

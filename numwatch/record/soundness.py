@@ -4,6 +4,7 @@ Who reads a record need not ask again: what must be known is, and a histogram fi
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +18,8 @@ _TOGETHER = (
     ("cast_format", "cast_scale", "cast_flushed", "cast_saturated"),
 )
 """Columns of `tensors` that are known in the same rows."""
+_COUNT_LIMIT = 1 << 53
+"""Counts are added up, and as doubles too."""
 _COUNTS = ("numel", "nans", "posinfs", "neginfs", "zeros", "pow2s", "sampled", "nonzero", "count")
 
 
@@ -44,11 +47,10 @@ def _flaws(name: str, table: pa.Table) -> Iterator[str]:
         if field.name in _COUNTS and not _are_counts(column):
             yield f"column {field.name} holds what is no count"
     for names in _TOGETHER if name == "tensors" else ():
-        first, *others = (column for column in names if column in table.column_names)
-        known = pc.is_valid(table[first])
-        for other in others:
-            if pc.is_valid(table[other]) != known:
-                yield f"columns {first} and {other} have different gaps"
+        here = [column for column in names if column in table.column_names]
+        for one, other in pairwise(here):
+            if pc.is_valid(table[one]) != pc.is_valid(table[other]):
+                yield f"columns {one} and {other} have different gaps"
     if name == "tensors" and "binades" in table.column_names:
         yield from _histogram_flaws(table)
 

@@ -85,7 +85,7 @@ def main() -> None:
         tasks.insert(1, ("fp8, torchao", plans["fp8"], ALLOWED["fp8"], True))
         tasks.append(("E4M3 gradients unscaled", bad(plans["fp8"]), ALLOWED["fp8"], False))
         for name, plan, tolerance, real in tasks:
-            with quiet():
+            with quiet(notices=False):
                 proof = prove(
                     plan,
                     demo_subject,

@@ -42,6 +42,7 @@ def runs(tmp_path_factory):
     directory = tmp_path_factory.mktemp("documentation")
     command(directory, "numwatch demo --steps 6 --device cpu")
     command(directory, "numwatch demo --steps 6 --device cpu --precision bf16-mixed --out bf16-run")
+    command(directory, "numwatch recommend bf16-run --target fp8 -o plan.yaml")
     return directory
 
 
@@ -77,6 +78,8 @@ def test_there_is_something_to_run():
 def test_command_of_the_documentation_runs(line, runs):
     if line.startswith("numwatch demo"):
         line += " --steps 6 --out another"
+    if line.startswith("numwatch prove"):
+        line += " --steps 6 --seeds 1 --tolerance 10"
     if line.startswith("tensorboard"):
         line += " --inspect"  # reads the same events and ends
     if line.startswith("pytest"):
@@ -152,6 +155,37 @@ def test_figures_of_the_twins_are_those_of_the_result_file():
         )
     table = rows_of((ROOT / "docs" / "optimizer.md").read_text())
     assert [row for row in table if row[0].startswith("1e-")] == expected
+
+
+def test_figures_of_proofs_predictions_and_emulation_are_those_of_the_result_files():
+    text = (ROOT / "docs" / "recommend.md").read_text()
+    table = rows_of(text)
+    proofs = results("proofs-cpu")["rows"]
+    told = [row for row in table if row[-1] in ("holds", "fails", "undecided")]
+    assert [row[1:] for row in told] == [
+        [
+            f"{row['loss']:.4f} ± {row['deviation']:.2g}",
+            f"{100 * row['rise']:+.2f} % ± {100 * row['error']:.2g} %",
+            f"{100 * row['allowed']:g} %",
+            row["verdict"],
+        ]
+        for row in proofs
+    ]
+    assert [row["verdict"] for row in proofs] == ["holds"] * 4 + ["fails"]
+    costs = [[row["recipe"], f"{row['cost']:.2f}"] for row in results("emulate-cpu")["rows"]]
+    assert [row for row in table if row in costs] == costs
+    predictions = {
+        f"`{row['format and recipe']}`": row for row in results("predictions-cpu")["rows"]
+    }
+    shown = [row for row in table if row[0] in predictions]
+    assert len(shown) == 8
+    for name, cases, exact, flushed, saturated in shown:
+        row = predictions[name]
+        assert [int(cases), int(exact)] == [row["cases"], row["exact"]]
+        assert flushed == f"{100 * row['flushed']:.2f} points"
+        assert saturated == f"{100 * row['saturated']:.2f} points"
+    assert sum(row["wrong"] for row in predictions.values()) == 0
+    assert "of all 0 lay outside of their bounds" in " ".join(text.split())
 
 
 def test_figures_of_shadow_steps_are_those_of_the_result_file():

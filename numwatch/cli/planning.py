@@ -152,7 +152,7 @@ def _training(runs: int) -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True)
     with (
-        quiet(),
+        quiet(notices=False),
         Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("training", total=runs)

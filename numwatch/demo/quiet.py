@@ -23,9 +23,16 @@ _LOGGERS = ("torchao", "torch.utils._pytree")  # said of torchao's import: exten
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Within it, just these warnings, log lines and loggers are silent."""
+def quiet(*, notices: bool = True) -> Iterator[None]:
+    """Within it, just these warnings, log lines and loggers are silent.
+
+    Args:
+        notices: Leave Lightning its other notices; of many runs in a row they are none.
+    """
     lightning = rank_zero_module.log
+    level = lightning.level
+    if not notices:
+        lightning.setLevel(logging.WARNING)
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     lightning.addFilter(_worth_saying)
     for name in _LOGGERS:
@@ -37,6 +44,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         lightning.removeFilter(_worth_saying)
+        lightning.setLevel(level)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 

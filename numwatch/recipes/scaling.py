@@ -204,11 +204,7 @@ class DelayedScaling:
         """
         if callable(self.algorithm):
             return _stepped(self, torch.from_numpy(amaxes)[:, None], fmt)[:, 0].numpy()
-        ran = amaxes != 0
-        count = np.arange(len(amaxes)) if runs is None else runs
-        # Rolls before each cast, and how many of the amaxes rolled in were seen.
-        rolls = count - (np.cumsum(~ran) - ~ran)
-        seen = np.cumsum(ran) - ran
+        ran, rolls, seen = _rolls(amaxes, runs)
         if self.algorithm == "max":
             first = np.searchsorted(rolls[ran], rolls - self.history)
             chosen = window_maxima(amaxes[ran], np.minimum(first, np.maximum(seen - 1, 0)), seen)
@@ -221,6 +217,20 @@ class DelayedScaling:
         last = np.maximum.accumulate(np.where(usable, np.arange(len(amaxes)), -1))
         kept: Floats = np.where(last >= 0, scales[last], np.float32(1.0))
         return kept
+
+    def coverage(self, amaxes: Floats, runs: Ints | None = None) -> tuple[Ints, Ints]:
+        """Returns how many amaxes the history before each cast holds, and how many were seen.
+
+        Where the two differ the scale of `over` is an estimate. Of `most_recent` only the last
+        amax counts.
+
+        Returns:
+            Seen and held, int64 [n] each.
+        """
+        ran, rolls, seen = _rolls(amaxes, runs)
+        reach = 1 if self.algorithm == "most_recent" else self.history
+        first = np.searchsorted(rolls[ran], rolls - reach)
+        return np.maximum(seen - first, 0), np.minimum(rolls, reach)
 
     def _largest(self, fmt: Format) -> float:
         return fmt.max * 2.0**-self.margin
@@ -256,6 +266,13 @@ def floor_to_power_of_two(scale: Tensor) -> Tensor:
     """Returns the largest power of two at or below each normal FP32 scale; inf and NaN stay."""
     powers = (scale.view(torch.int32) & _FP32_EXPONENT).view(torch.float32)
     return torch.where(scale.isfinite(), powers, scale)
+
+
+def _rolls(amaxes: Floats, runs: Ints | None) -> tuple[npt.NDArray[np.bool_], Ints, Ints]:
+    """Whether each amax rolls, how many did so before it, and how many of those were seen."""
+    ran = amaxes != 0
+    count = np.arange(len(amaxes)) if runs is None else runs
+    return ran, count - (np.cumsum(~ran) - ~ran), np.cumsum(ran) - ran
 
 
 def _stepped(recipe: TensorScaling, amaxes: Tensor, fmt: Format) -> Tensor:

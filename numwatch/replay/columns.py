@@ -34,6 +34,7 @@ class Columns:
         amax: Float64 [n], as seen.
         loss_scale: Float64 [n].
         kind: Int8 [n].
+        merged: Bool [n], whether a row holds several calls' tensors.
         full: Bool [n], whether the row has a histogram.
         at: Int32 [n], of a full row its place among the full ones.
         counts: All binades of all full rows, one after the other.
@@ -42,6 +43,7 @@ class Columns:
         first: Int64 [m], the exponent of the first of them.
         pow2s: Int64 [m].
         amin: Float64 [m].
+        zeros: Int64 [m].
     """
 
     places: dict[str, int]
@@ -50,6 +52,7 @@ class Columns:
     amax: Doubles
     loss_scale: Doubles
     kind: npt.NDArray[np.int8]
+    merged: Bools
     full: Bools
     at: npt.NDArray[np.int32]
     counts: npt.NDArray[Any]
@@ -58,6 +61,7 @@ class Columns:
     first: Ints
     pow2s: Ints
     amin: Doubles
+    zeros: Ints
 
 
 def read_columns(
@@ -93,12 +97,14 @@ _TYPES: dict[str, type] = {
     "amax": np.float64,
     "loss_scale": np.float64,
     "kind": np.int8,
+    "merged": np.bool_,
     "full": np.bool_,
     "counts": np.uint32,
     "length": np.int32,
     "first": np.int64,
     "pow2s": np.int64,
     "amin": np.float64,
+    "zeros": np.int64,
 }
 
 
@@ -128,10 +134,12 @@ def _piece(table: pa.Table, roles: Collection[str], places: dict[str, int]) -> A
         "kind": np.where(infinite, INF, np.where(table["nans"].to_numpy() > 0, NAN, FINITE)).astype(
             np.int8
         ),
+        "merged": table["calls"].to_numpy() > 1,
         "full": full,
         "counts": counts,
         "length": pc.list_value_length(rows["binades"]).to_numpy(),
         "first": rows["binade_first"].to_numpy().astype(np.int64),
         "pow2s": rows["pow2s"].to_numpy(),
         "amin": rows["amin"].to_numpy(),
+        "zeros": rows["zeros"].to_numpy(),
     }

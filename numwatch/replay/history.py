@@ -29,6 +29,7 @@ class FullRows:
         amin: Float64 [n].
         amax: Float64 [n].
         loss_scale: Float64 [n], what they are multiplied by.
+        zeros: Int64 [n].
     """
 
     counts: Ints
@@ -38,9 +39,17 @@ class FullRows:
     amin: Doubles
     amax: Doubles
     loss_scale: Doubles
+    zeros: Ints
 
     def __len__(self) -> int:
         return len(self.first)
+
+    @property
+    def elements(self) -> Ints:
+        """Finite non-zero elements, int64 [n]."""
+        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.counts)])
+        elements: Ints = np.diff(sums[self.ends])
+        return elements
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +65,8 @@ class SlotHistory:
         amax: Float64 [n], the largest finite magnitude, without the loss scale.
         cast_amax: FP32 [n], what a cast sees: inf where there are infinities, NaN where there are
             NaNs alone, `amax` elsewhere.
+        loss_scale: Float64 [n], what the row's numbers were multiplied by.
+        merged: Whether rows hold several calls' tensors, as those of accumulated micro-batches do.
         full: Bool [n], whether the row has a histogram.
         rows: Those histograms.
     """
@@ -66,6 +77,8 @@ class SlotHistory:
     run: Ints
     amax: Doubles
     cast_amax: Singles
+    loss_scale: Doubles
+    merged: bool
     full: Bools
     rows: FullRows
 
@@ -149,6 +162,8 @@ class History:
             run=runs[usable],
             amax=amax,
             cast_amax=cast,
+            loss_scale=loss_scale[usable],
+            merged=bool(columns.merged[own].any()),
             full=full,
             rows=self._full_rows(own[full]),
         )
@@ -184,6 +199,7 @@ class History:
             amin=columns.amin[at],
             amax=columns.amax[own],
             loss_scale=columns.loss_scale[own],
+            zeros=columns.zeros[at],
         )
 
     def _wanted(self, slot: str, globs: Sequence[str] | None) -> bool:

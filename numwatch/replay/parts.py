@@ -17,14 +17,18 @@ from numwatch.replay.history import FullRows, History, SlotHistory
 from numwatch.snapshot import role_of
 from numwatch.stats import TensorStats
 
+WITHOUT_BLOCKS = 32
+"""Rows of a slot looked at where none has block counts: each is judged by itself, in milliseconds.
+"""
+
 
 def replay_parts(
     run: Run, history: History, recipe: AnyRecipe, format_of: Callable[[SlotHistory], Format]
-) -> list[SlotReplay]:
-    """Returns what a recipe of parts would have done, from full rows and their block counts.
+) -> tuple[list[SlotReplay], int]:
+    """Returns what a recipe of parts would have done, and from how many rows' block counts.
 
     Where a slot has block counts on some steps, the others tell nothing; where it has none at all,
-    its full rows give wide bounds.
+    `WITHOUT_BLOCKS` of its full rows, evenly spread, give wide bounds.
 
     Args:
         run: The run.
@@ -33,7 +37,9 @@ def replay_parts(
         format_of: The element format of a slot.
     """
     blocks = read_blocks(run)
-    return [_replay_slot(one, recipe, format_of(one), blocks) for one in history]
+    found = [_replay_slot(one, recipe, format_of(one), blocks) for one in history]
+    own = set(history.slots)
+    return found, sum(slot in own for slot, _ in blocks)
 
 
 def _replay_slot(
@@ -47,11 +53,11 @@ def _replay_slot(
     flushed, saturated = (np.full((n, 3), np.nan) for _ in range(2))
     elements = np.zeros(n, np.int64)
     counted = [blocks.get((history.slot, step), {}) for step in history.step.tolist()]
-    for row, at in enumerate(np.flatnonzero(history.full).tolist()):
-        own = counted[at]
-        if not own and any(counted):
-            continue
-        stats = stats_of(history.rows, row)
+    full = np.flatnonzero(history.full).tolist()
+    told = [row for row, at in enumerate(full) if counted[at]]
+    for row in told or range(0, len(full), -(-len(full) // WITHOUT_BLOCKS) or 1):
+        at = full[row]
+        own, stats = counted[at], stats_of(history.rows, row)
         lost, clipped = part_shares(stats, fmt, recipe, own, "last")  # type: ignore[arg-type]
         flushed[at] = lost.value, lost.low, lost.high
         saturated[at] = clipped.value, clipped.low, clipped.high
@@ -61,12 +67,12 @@ def _replay_slot(
         format=fmt.name,
         step=history.step,
         scale=np.full(n, np.nan),
+        start=np.zeros(n, np.bool_),
         saturates=saturated[:, 1] > 0,
         saturated=saturated,
         flushed=flushed,
         wasted=np.full(n, np.nan),
         elements=elements,
-        certain=True,
     )
 
 

@@ -80,12 +80,17 @@ def sweep(recipes: Sequence[str], replayed: Callable[[str], Replay]) -> list[Swe
 def _swept(found: Replay) -> Swept:
     steps = sum(slot.steps_known for slot in found.slots)
     wasted = [slot.median_wasted for slot in found.slots if not math.isnan(slot.median_wasted)]
-    elements = [slot.elements for slot in found.slots]
+    told = [~slot.start for slot in found.slots]
+    elements = [slot.elements[own] for slot, own in zip(found.slots, told, strict=True)]
     return Swept(
         recipe=found.recipe,
         steps_saturating=sum(slot.steps_saturating for slot in found.slots) / max(steps, 1),
-        saturated=pooled([slot.saturated for slot in found.slots], elements),
-        flushed=pooled([slot.flushed for slot in found.slots], elements),
+        saturated=pooled(
+            [slot.saturated[own] for slot, own in zip(found.slots, told, strict=True)], elements
+        ),
+        flushed=pooled(
+            [slot.flushed[own] for slot, own in zip(found.slots, told, strict=True)], elements
+        ),
         wasted=float(np.median(wasted)) if wasted else math.nan,
         skipped=found.skipped,
     )

@@ -253,3 +253,18 @@ def test_long_histories_of_many_slots_are_quick():
     (window, _) = torch.cummax(amaxes[:1024], dim=0)
     expected = np.float32(448) / window.numpy()
     assert (found[1:1025].numpy() == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "seen", "held"),
+    [
+        (DelayedScaling(3), [0, 1, 1, 1, 1], [0, 1, 3, 3, 3]),
+        (DelayedScaling(1), [0, 1, 0, 1, 1], [0, 1, 1, 1, 1]),
+        (DelayedScaling(3, algorithm="most_recent"), [0, 1, 0, 1, 1], [0, 1, 1, 1, 1]),
+        (DelayedScaling(1024), [0, 1, 2, 3, 3], [0, 1, 4, 5, 5]),
+    ],
+)
+def test_coverage_tells_how_much_of_the_history_was_seen(recipe, seen, held):
+    amaxes = np.array([1, 1, 1, 0, 1], np.float32)  # the fourth did not roll
+    found = recipe.coverage(amaxes, np.array([0, 1, 4, 5, 6]))
+    assert [each.tolist() for each in found] == [seen, held]

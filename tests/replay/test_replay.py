@@ -235,24 +235,27 @@ def test_cuts_of_many_rows_are_those_of_each(seed, sigma, name):
         * torch.exp2(sigma * torch.randn(n, generator=generator))
         for n in (1, 7, 200)
     ]
+    tensors.insert(seed % 4, torch.zeros(5))
     stats = [tensor_stats(x) for x in tensors]
     fmt = FORMATS[name]
-    scales = [fmt.max / float(x.abs().max()) * 2.0 ** (seed % 5 - 2) for x in tensors]
+    scales = [fmt.max / (float(x.abs().max()) or 1.0) * 2.0 ** (seed % 5 - 2) for x in tensors]
     lengths = [len(one.binades) for one in stats]
     rows = FullRows(
-        counts=np.concatenate([np.array(one.binades) for one in stats]),
+        counts=np.concatenate([np.array(one.binades, np.int64) for one in stats]),
         ends=np.concatenate([[0], np.cumsum(lengths)]),
         first=np.array([one.binade_first for one in stats]),
         pow2s=np.array([one.pow2s for one in stats]),
         amin=np.array([one.amin for one in stats]),
         amax=np.array([one.amax for one in stats]),
-        loss_scale=np.ones(3),
+        loss_scale=np.ones(4),
+        zeros=np.zeros(4, np.int64),
     )
+    assert rows.elements.tolist() == [one.nonzeros for one in stats]
     for cut in (fmt.flush_threshold, fmt.max, 1.0):
         shares = shares_at_most(rows, cut, np.array(scales))
         for one, scale, share in zip(stats, scales, shares, strict=True):
             count = count_at_most(one, cut, scale)
-            expected = [x / one.nonzeros for x in (count.value, count.low, count.high)]
+            expected = [x / max(one.nonzeros, 1) for x in (count.value, count.low, count.high)]
             assert share == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 

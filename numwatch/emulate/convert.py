@@ -36,7 +36,8 @@ class Emulation:
     def remove(self) -> None:
         """Makes the modules what they were; a second time it does nothing."""
         for module, before in zip(self.modules.values(), self._before, strict=True):
-            if before is not None:
+            # An emulation below this one may have been removed first.
+            if isinstance(module, EmulatedLinear) and before is not None:
                 module.rounding = before
             elif isinstance(module, EmulatedLinear):
                 turn_plain(module)
@@ -94,7 +95,8 @@ def emulate(model: nn.Module, plan: Plan, *, seed: int = 0) -> Emulation:
     The modules are turned in place: parameters, their names, hooks and whoever holds the modules
     are left as they are. Products are taken in FP32 and leave in autocast's dtype, or else in that
     of the input; biases and operands without a plan stay in that. On devices that were allowed
-    TF32 products (`torch.set_float32_matmul_precision`) the FP32 is theirs.
+    TF32 products (`torch.set_float32_matmul_precision`) the FP32 is theirs. Of several ranks each
+    scales by its own amaxes, as torchao does.
 
     Args:
         model: The model, unwrapped; each planned module is an `nn.Linear` itself, no subclass, or

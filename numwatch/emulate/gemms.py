@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +70,11 @@ class Rounding:
         again = call.again and role != "grad_output"  # backward runs but once
         return keeper.scale_for(matrix, advance=call.counts, again=again)
 
-    def operand(self, role: str, matrix: Tensor, scale: Tensor | None) -> Operand:
-        """Returns an operand as its GEMMs take it."""
-        return Operand(matrix, self.casts.get(role), scale, self.draws)
+    def operand(
+        self, role: str, matrix: Tensor, scale: Tensor | None, values: Tensor | None = None
+    ) -> Operand:
+        """Returns an operand as its GEMMs take it; `values` are those it was rounded to before."""
+        return Operand(matrix, self.casts.get(role), scale, self.draws, values)
 
     def count(self, role: str, matrix: Tensor) -> Counts:
         """Returns what the cast of an operand for the first of its GEMMs does, changing nothing.
@@ -93,15 +95,26 @@ class Operand:
     """An operand of GEMMs: rounded once, or along what each GEMM reduces."""
 
     def __init__(
-        self, matrix: Tensor, cast: Cast | None, scale: Tensor | None, draws: Draws
+        self,
+        matrix: Tensor,
+        cast: Cast | None,
+        scale: Tensor | None,
+        draws: Draws,
+        values: Tensor | None = None,
     ) -> None:
         self._matrix, self._cast, self._scale, self._draws = matrix, cast, scale, draws
-        self._values: Tensor | None = None
+        self._values = values
 
     @property
     def rounded(self) -> bool:
         """Whether it is rounded at all."""
         return self._cast is not None
+
+    @property
+    def drawn(self) -> Tensor | None:
+        """Its values, where they can not be had again: drawn, and for both of its GEMMs."""
+        stochastic = self._cast is not None and self._cast.rounding == "stochastic"
+        return self._values if stochastic else None
 
     def along(self, dim: int, hadamard: int | None = None) -> Tensor:
         """Returns its values for a GEMM that reduces `dim`: FP32 where it is rounded."""
@@ -138,18 +151,19 @@ class RoundedGemms(torch.autograd.Function):
                 rounding.scale(role, matrix, call)
                 for role, matrix in (("input", x), ("weight", weight))
             ]
-            ctx.save_for_backward(x, weight, *scales)
+            left, right = _forward_operands(rounding, x, weight, scales)
+            output = _product(left, 1, right, 1, x.dtype)
+            ctx.save_for_backward(x, weight, *scales, left.drawn, right.drawn)
             ctx.rounding, ctx.call = rounding, call
-            left, right = _forward_operands(ctx, x, weight, *scales)
-            return _product(left, 1, right, 1, x.dtype)
+            return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of x and weight."""
         (gradient,) = gradients
-        x, weight, *scales = ctx.saved_tensors
+        x, weight, *kept = ctx.saved_tensors
         with without_autocast(gradient):
-            left, right = _forward_operands(ctx, x, weight, *scales)
+            left, right = _forward_operands(ctx.rounding, x, weight, kept[:2], kept[2:])
             scale = ctx.rounding.scale("grad_output", gradient, ctx.call)
             incoming = ctx.rounding.operand("grad_output", gradient, scale)
             grad_x = grad_weight = None
@@ -162,14 +176,17 @@ class RoundedGemms(torch.autograd.Function):
 
 
 def _forward_operands(
-    ctx: Any, x: Tensor, weight: Tensor, x_scale: Tensor | None, weight_scale: Tensor | None
+    rounding: Rounding,
+    x: Tensor,
+    weight: Tensor,
+    scales: Sequence[Tensor | None],
+    values: Sequence[Tensor | None] = (None, None),
 ) -> tuple[Operand, Operand]:
-    rounding: Rounding = ctx.rounding
     if "weight" not in rounding.casts:
         weight = weight.to(x.dtype)
     return (
-        rounding.operand("input", x, x_scale),
-        rounding.operand("weight", weight, weight_scale),
+        rounding.operand("input", x, scales[0], values[0]),
+        rounding.operand("weight", weight, scales[1], values[1]),
     )
 
 

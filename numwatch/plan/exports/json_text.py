@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from numwatch.formats import BlockFormat, Format
 from numwatch.plan.types import ModulePlan, Operand, Plan, Prediction
+from numwatch.plan.yaml_text import VERSION
 from numwatch.recipes.spec import recipe_text
 from numwatch.stats import Bounded
 
@@ -15,7 +17,7 @@ from numwatch.stats import Bounded
 def json_text(plan: Plan) -> str:
     """Returns a plan as strict JSON; what it has no number for reads "NaN" or "Infinity"."""
     content = {
-        "version": 1,
+        "version": VERSION,
         "target": plan.target,
         "source": dict(plan.source),
         "training": {
@@ -66,7 +68,7 @@ def _bounded(share: Bounded) -> dict[str, float]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]

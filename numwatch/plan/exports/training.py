@@ -73,4 +73,10 @@ def _told(training: Training) -> list[str]:
     reasons = [*training.reasons.items()]
     if training.loss_scale is not None and training.loss_scale.reason:
         reasons.append(("loss scale", training.loss_scale.reason))
-    return [f"# {name}: {' '.join(reason.split())}" for name, reason in reasons]
+    return [f"# {_one_line(name)}: {_one_line(reason)}" for name, reason in reasons]
+
+
+def _one_line(text: str) -> str:
+    """A text as a comment can hold it: source has no line breaks in those, and no NUL at all."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else repr(line)

@@ -31,7 +31,8 @@ class Counts:
         scale: FP32 [], or NaN where there is more than one.
         flushed: int64 [], the non-zero elements that became zero.
         saturated: int64 [], the elements above the format's largest value once scaled, by more than
-            the rounding of the scale.
+            FP32's rounding of the scale. NVFP4's scales are rounded to E4M3, which takes up to 1/16
+            more of a block's amax: those count.
     """
 
     scale: Tensor | float

@@ -73,12 +73,12 @@ def rounded_points(
 ) -> tuple[Floats, Floats, Floats]:
     """Magnitudes that stand for the tensor, how many elements each, and their rounding errors."""
     check_scale(scale)
-    points, weights = _points(stats)
+    points, weights = spread_points(stats)
     rounded = round_to_format(torch.from_numpy(points), get_format(fmt), scale=scale)
     return points, weights, np.abs(rounded.numpy() - points)
 
 
-def _points(stats: TensorStats) -> tuple[Floats, Floats]:
+def spread_points(stats: TensorStats) -> tuple[Floats, Floats]:
     """Magnitudes that stand for the tensor and how many elements each; amax is one of them.
 
     `_POINTS` to a filled binade, evenly spaced in log2. Where they start differs from binade to

@@ -26,6 +26,7 @@ from numwatch.stats import predict
 from numwatch.stats.bounded import Bounded
 from numwatch.stats.derived import flushed
 from numwatch.stats.predict_block_errors import (
+    Points,
     median_of,
     mx_points,
     nvfp4_points,
@@ -35,6 +36,8 @@ from numwatch.stats.predict_mx import MANTISSAS, Raise, exponent, flushed_by, mx
 from numwatch.stats.predict_nvfp4 import nvfp4_shares, tensor_scale
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numwatch.formats import ScaleRule
     from numwatch.stats.blocks import BlockHistogram
     from numwatch.stats.tensor_stats import TensorStats
@@ -61,10 +64,11 @@ def block_shares(
 
     As `numwatch.formats.round_to_block_format` rounds; saturated is above the element's largest
     value before rounding. MX and NVFP4 from blocks of their own size, see `mx_shares` and
-    `nvfp4_shares`. Block FP8, whose blocks are larger than any counted, flushes at least what its
-    rule would in the smaller ones and at most what it would with one scale for the tensor; it never
-    saturates. Its estimate goes by the logarithm of the size: from the smaller blocks to the
-    tensor, or, for blocks of one row, on from what `half` and the counted size differ by.
+    `nvfp4_shares`, which answers for NVFP4 in blocks of 16x16 too. Block FP8, whose blocks are
+    larger than any counted, flushes at least what its rule would in the smaller ones and at most
+    what it would with one scale for the tensor; it never saturates. Its estimate goes by the
+    logarithm of the size: from the smaller blocks to the tensor, or, for blocks of one row, on from
+    what `half` and the counted size differ by.
 
     Args:
         stats: What the tensor looked like.
@@ -81,7 +85,7 @@ def block_shares(
     _check_size(blocks, fmt)
     if fmt.tensor_scale:
         if blocks is not None:
-            return nvfp4_shares(stats, blocks)
+            return nvfp4_shares(stats, blocks, fmt.block_size // blocks.size)
         whole = flushed(stats, fmt.element, _largest_scale(stats, fmt))
         return _unseen(stats, whole, fmt.block_size), Bounded(0.0, 0.0, 1.0)
     rule = (rule or "floor") if fmt.is_mx else "rceil"
@@ -90,14 +94,15 @@ def block_shares(
         clips = rule in ("floor", "even") or stats.amax >= _LARGEST_SCALE
         return _unseen(stats, whole, fmt.block_size), Bounded(0.0, 0.0, float(clips))
     shares = mx_shares(stats, blocks, fmt.element, rule)
-    if fmt.is_mx:
+    if fmt.block_size == blocks.size:
         return shares
     between = _between(stats, shares[0], whole, fmt.block_size)
     if half is not None and fmt.block[0] == 1:
         growth = shares[0].value - mx_shares(stats, half, fmt.element, rule)[0].value
         value = shares[0].value + max(growth, 0.0) * math.log2(fmt.block_size / _COUNTED)
         between = Bounded.within(value, between.low, between.high)
-    return between, shares[1]
+    times = fmt.block_size // blocks.size
+    return between, Bounded.within(shares[1].value / times, 0.0, shares[1].high)
 
 
 def row_shares(
@@ -147,16 +152,13 @@ def block_errors(
     fmt = get_block_format(fmt)
     _check_size(blocks, fmt)
     if fmt.tensor_scale:
-        if blocks is not None:
-            points = nvfp4_points(stats, blocks)
-            return median_of(points), sqnr_of(points, stats, blocks)
-        return _whole_errors(stats, fmt.element, _largest_scale(stats, fmt))
-    rule = (rule or "floor") if fmt.is_mx else "rceil"
-    if blocks is not None and fmt.is_mx:
-        points = mx_points(blocks, fmt.element, rule)
-        return median_of(points), sqnr_of(points, stats, blocks)
-    scale = _whole_scale(stats, fmt.element, rule)
-    return _mixed_errors(stats, blocks, fmt.element, scale, fmt.block_size)
+        scale = _largest_scale(stats, fmt)
+        parts = None if blocks is None else nvfp4_points(stats, blocks)
+    else:
+        rule = (rule or "floor") if fmt.is_mx else "rceil"
+        scale = _whole_scale(stats, fmt.element, rule)
+        parts = None if blocks is None else mx_points(blocks, fmt.element, rule)
+    return _mixed_errors(stats, blocks, parts, fmt.element, scale, fmt.block_size)
 
 
 def row_errors(
@@ -165,11 +167,13 @@ def row_errors(
     fmt: str | Format,
     *,
     power_of_two: bool = False,
+    length: int | None = None,
 ) -> tuple[float, float]:
     """Returns the median relative error and the SQNR in dB, predicted; see `row_shares`."""
     fmt = get_format(fmt)
     scale = _row_scale(stats, fmt, power_of_two=power_of_two)
-    return _mixed_errors(stats, blocks, fmt, scale, _row_length(stats))
+    parts = None if blocks is None else mx_points(blocks, fmt, "rceil")
+    return _mixed_errors(stats, blocks, parts, fmt, scale, length or _row_length(stats))
 
 
 def _check_size(blocks: BlockHistogram | None, fmt: BlockFormat) -> None:
@@ -221,7 +225,7 @@ def _between(stats: TensorStats, parts: Bounded, whole: Bounded, size: int) -> B
 
     In between the share grows by a factor with each doubling of the size: so do tails.
     """
-    weight = _weight(stats, size)
+    weight = _weight(stats, size, _COUNTED)
     least = 0.5 / max(stats.nonzeros, 1)
     one, other = max(parts.value, least), max(whole.value, least)
     value = one ** (1 - weight) * other**weight if whole.value else parts.value
@@ -234,24 +238,28 @@ def _unseen(stats: TensorStats, whole: Bounded, size: int) -> Bounded:
     return Bounded.within(whole.value * share, 0.0, whole.high)
 
 
-def _weight(stats: TensorStats, size: int) -> float:
-    """Where a part of this size stands between a block of 32 and the tensor, in log size."""
-    span = math.log(max(stats.numel, 1) / _COUNTED)
-    return min(max(math.log(max(size, 1) / _COUNTED) / span, 0.0), 1.0) if span > 0 else 1.0
-
-
-def _whole_errors(stats: TensorStats, fmt: Format, scale: float) -> tuple[float, float]:
-    return predict.median_relative_error(stats, fmt, scale), predict.sqnr(stats, fmt, scale)
+def _weight(stats: TensorStats, size: int, counted: int) -> float:
+    """Where a part of this size stands between a counted block and the tensor, in log size."""
+    if size == counted:
+        return 0.0
+    span = math.log(max(stats.numel, 1) / counted)
+    return min(max(math.log(max(size, 1) / counted) / span, 0.0), 1.0) if span > 0 else 1.0
 
 
 def _mixed_errors(
-    stats: TensorStats, blocks: BlockHistogram | None, fmt: Format, scale: float, size: int
+    stats: TensorStats,
+    blocks: BlockHistogram | None,
+    parts: Sequence[Points] | None,
+    fmt: Format,
+    scale: float,
+    size: int,
 ) -> tuple[float, float]:
-    """Errors of parts of this size, between those of blocks of 32 and those of the whole."""
-    if blocks is None or not blocks.nonzeros:
-        return _whole_errors(stats, fmt, scale)
-    weight = _weight(stats, size)
-    parts = mx_points(blocks, fmt, "rceil")
+    """Errors of parts of this size, between those of the counted blocks and those of the whole."""
+    if blocks is None or parts is None:
+        return predict.median_relative_error(stats, fmt, scale), predict.sqnr(stats, fmt, scale)
+    weight = _weight(stats, size, blocks.size)
+    if not weight or not parts:
+        return median_of(parts), sqnr_of(parts, stats, blocks)
     x, count, error = predict.rounded_points(stats, fmt, scale)
     relative = [(part.error / part.x, part.count * (1 - weight)) for part in parts]
     values, counts = zip(*relative, (error / x, count * weight), strict=True)

@@ -4,6 +4,11 @@ A block's scale, v = amax * S / 6 with the tensor's scale S, is rounded to E4M3,
 E2M1 meets by rho = v / E4M3(v). Of normal v, rho is within [17/18, 17/16]: elements up to
 amax / 25.5 are flushed and beyond amax / 22.67 none is, and both are counted. Of subnormal v rho is
 within [1/2, 3/2]; of v <= 2^-10 the scale is 0 and the block vanishes.
+
+Where several counted blocks share a scale, as those of 1x16 in one of 16x16, theirs is at least
+what each would have had alone, and never below 2^-9 unless it is 0. So what a scale of its own
+flushes is flushed, but that a block which would have vanished may be kept: of it only what is
+`deep`, or below 2^-11 / S, is sure to be lost.
 """
 
 from __future__ import annotations
@@ -18,9 +23,10 @@ import torch
 
 from numwatch.formats import FORMATS, get_block_format, round_to_format
 from numwatch.stats.binades import BINADE_MAX, BINADE_MIN
-from numwatch.stats.block_layout import SCALE_STEP
+from numwatch.stats.block_layout import FLUSHED_FROM, SCALE_STEP
 from numwatch.stats.bounded import Bounded
 from numwatch.stats.derived import flushed
+from numwatch.stats.predict_joined import joined_flushed
 from numwatch.stats.predict_mx import share_of
 
 if TYPE_CHECKING:
@@ -50,11 +56,18 @@ def tensor_scale(stats: TensorStats) -> float:
     return float(np.float32(min(largest / stats.amax, FORMATS["fp32"].max)))
 
 
-def nvfp4_shares(stats: TensorStats, blocks: BlockHistogram) -> tuple[Bounded, Bounded]:
+def nvfp4_shares(
+    stats: TensorStats, blocks: BlockHistogram, times: int = 1
+) -> tuple[Bounded, Bounded]:
     """Returns the shares that become zero, whole vanishing blocks among them, and that saturate.
 
     Over the elements counted. Saturated is what lies above 6 before rounding: only because the
     block's scale was rounded down, by 1/16 at most where it is normal.
+
+    Args:
+        stats: What the tensor looked like.
+        blocks: Its blocks of 16.
+        times: How many of them share a scale, at most.
     """
     total = blocks.nonzeros
     if not total:
@@ -66,21 +79,34 @@ def nvfp4_shares(stats: TensorStats, blocks: BlockHistogram) -> tuple[Bounded, B
     unsure = kinds.perhaps + kinds.subnormal
     depths = blocks.depths
     sure = sum(depths[_SURELY_FLUSHED:])
-    low = max(kinds.vanished, sure, blocks.deep - unsure)
-    high = min(
-        kinds.vanished + unsure + min(blocks.edge, kinds.normal),
-        # What has a scale keeps its amaxes, and elements a little below them.
-        total - kinds.surviving_blocks,
-        total - sum(depths[:_SURELY_KEPT]) + kinds.vanished + kinds.perhaps,
-        # No block's scale is above the largest.
-        flushed(stats, _FORMAT.element, scale / _FORMAT.scale.max).high * total,
+    # No block's scale is above the largest, nor, but for 0, below the smallest.
+    most, least = _FORMAT.scale.max, _FORMAT.scale.smallest_subnormal
+    low = max(
+        sure,
+        blocks.deep - unsure,
+        round(flushed(stats, _FORMAT.element, scale / least).low * total),
     )
+    high = min(
+        round(flushed(stats, _FORMAT.element, scale / most).high * total),
+        # What has a scale keeps its amax.
+        total - -(-kinds.surviving_blocks // times),
+    )
+    if times == 1:
+        low = max(low, kinds.vanished)
+        high = min(
+            high,
+            kinds.vanished + unsure + min(blocks.edge, kinds.normal),
+            # And elements a little below it.
+            total - sum(depths[:_SURELY_KEPT]) + kinds.vanished + kinds.perhaps,
+        )
     alive = total - kinds.vanished - kinds.perhaps / 2
     value = total - alive + alive * (blocks.deep + blocks.edge) / (2 * total)
+    if times > 1:
+        value = total * joined_flushed(stats, blocks, value / total, times, FLUSHED_FROM)
     near = blocks.near + min(unsure, sum(depths[:_SURELY_NOT_SATURATED]))
     rounded_down, reached = _saturation()
     beside = max(blocks.near - blocks.blocks, 0)
-    above = rounded_down * kinds.surviving_blocks + reached * beside
+    above = (rounded_down * kinds.surviving_blocks + reached * beside) / times
     return (
         share_of([Bounded.within(value, low, max(low, high))], total),
         share_of([Bounded.within(above, 0.0, min(near, total))], total),
@@ -107,14 +133,14 @@ class _Kinds:
 
     @classmethod
     def of(cls, stats: TensorStats, blocks: BlockHistogram) -> _Kinds:
-        scale = tensor_scale(stats) / _FORMAT.element.max
+        scale, six = tensor_scale(stats), _FORMAT.element.max
         vanished = perhaps = subnormal = normal = surviving = 0
         for low, high, n, elements in _binades(stats, blocks):
-            if high * scale <= _FORMAT.scale.flush_threshold:
+            if high * scale / six <= _FORMAT.scale.flush_threshold:
                 vanished += elements
-            elif low * scale <= _FORMAT.scale.flush_threshold:
+            elif low * scale / six <= _FORMAT.scale.flush_threshold:
                 perhaps += elements
-            elif low * scale < _FORMAT.scale.smallest_normal:
+            elif low * scale / six < _FORMAT.scale.smallest_normal:
                 subnormal += elements
                 surviving += n
             else:

@@ -1,5 +1,6 @@
 """The readable counting of blocks: plain torch operations, any device, no synchronisation."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -64,9 +65,7 @@ def accumulate_blocks(x: Tensor, rows: Tensor, kinds: Sequence[tuple[int, str]])
 
 def _parts(x: Tensor, heights: Sequence[int]) -> Iterator[Tensor]:
     """Pieces of whole rows that cut no block in two."""
-    step = 1
-    for height in heights:
-        step *= height
+    step = math.lcm(*heights)
     step *= max(1, _ELEMENTS_AT_ONCE // (step * x.shape[1]))
     yield from x.split(step)
 

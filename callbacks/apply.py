@@ -97,8 +97,10 @@ class ApplyPlan(Callback):
         modules = dict(model.named_modules())
         check_modules(self.plan, modules)
         planned = {name for names in self._groups.values() for name in names}
-        if planned and all(is_float8_linear(modules[name]) for name in planned):
-            return  # a second fit
+        if planned and all(is_float8_linear(modules[name]) for name in planned):  # a second fit
+            turned: list[Any] = [modules[name] for name in planned]
+            self.emulated = any(module.config.emulate for module in turned)
+            return
         for name in planned:
             _require_linear(name, modules)
         device, dtype = trainer.strategy.root_device, compute_dtype(str(trainer.precision))

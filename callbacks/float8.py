@@ -101,8 +101,10 @@ class Float8Training(Callback):
         linears = dict(_linears(model))
         chosen = choose(linears, self.include, self.exclude)
         todo = {name: linears[name] for name in chosen if not is_float8_linear(linears[name])}
-        if not todo:
-            return  # a second fit
+        if not todo:  # a second fit
+            turned: list[Any] = [linears[name] for name in chosen]
+            self.emulated = any(module.config.emulate for module in turned)
+            return
         device, dtype = trainer.strategy.root_device, compute_dtype(str(trainer.precision))
         config = _config(self.recipe, emulate=False)
         why_not = None if self.emulate else scaled_mm_fault(config, device, dtype)

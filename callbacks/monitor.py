@@ -188,7 +188,7 @@ class NumericsMonitor(Callback):
     def on_exception(self, _trainer: Any, _pl_module: Any, exception: BaseException) -> None:
         """Does the same for a run that failed, after it has kept a capsule of the step."""
         if self._session and isinstance(exception, Exception):
-            self._session.keep_capsule("exception", exception)
+            self._session.end_by(exception)
         self._close()
 
     def teardown(self, _trainer: Any, _pl_module: Any, stage: str) -> None:

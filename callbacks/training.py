@@ -49,9 +49,13 @@ def training_fault(plan: Plan, precision: str, scaler: Any) -> str | None:
             f"the plan computes in {wanted.compute} with {wanted.weights} weights, the Trainer's "
             f"precision is {precision}: give it precision={precision_of(wanted)!r}"
         )
-    if wanted.loss_scale is not None and scaler is None:
-        return f"the plan wants a loss scale of {wanted.loss_scale.init:g}, the Trainer has none"
-    return None
+    if wanted.loss_scale is None:
+        return None
+    has = None if scaler is None else float(scaler.get_scale())
+    if has == wanted.loss_scale.init:
+        return None
+    given = "none" if has is None else f"{has:g}"
+    return f"the plan wants a loss scale of {wanted.loss_scale.init:g}, the Trainer has {given}"
 
 
 def scaler_of(loss_scale: LossScale | None, device: str) -> torch.amp.GradScaler:

@@ -46,7 +46,7 @@ class LiveDiagnosis:
 
         Args:
             run: The record, flushed.
-            first: First step of this attempt: what was wrong before it was told before.
+            first: First step of this attempt: what went wrong before was told then.
             step: Its last step; nothing is done where that was the last one before, too.
 
         Returns:
@@ -58,11 +58,10 @@ class LiveDiagnosis:
             self.findings, self.outgrown = (), True
             return ()
         began = time.perf_counter()
-        self.findings = tuple(diagnose(run))
+        self.findings = tuple(diagnose(run, first=first))
         took = time.perf_counter() - began
         self._last, self._spent, self._longest = step, self._spent + took, max(took, self._longest)
-        found = [f for f in _critical(self.findings) if f.step >= first]
-        found = [finding for finding in found if finding.rule not in self._told]
+        found = [each for each in _critical(self.findings) if each.rule not in self._told]
         self._told.update(finding.rule for finding in found)
         self.critical = self.critical or bool(found)
         return found

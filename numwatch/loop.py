@@ -116,7 +116,7 @@ class LoopWatch:
     ) -> None:
         """Takes every hook off, flushes, and prints the summary, after an exception too."""
         if isinstance(error, Exception):
-            self._session.keep_capsule("exception", error)
+            self._session.end_by(error)
         self._session.close()
         self._entered = None
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from numwatch.errors import NumwatchError
-from numwatch.forensics import FailedStep, Origin, find_origin
+from numwatch.forensics import NONE, FailedStep, Origin, find_origin
 from numwatch.record.capsule import Capsule, hex_of, load_capsule
 from numwatch.script import made_by
 from numwatch.shadow import ShadowStep, reason
@@ -150,6 +150,8 @@ def _compare(
 def _text(origin: Mapping[str, Any] | None) -> str | None:
     if origin is None or origin.get("phase") == "unknown":
         return None
+    if origin["phase"] == NONE:
+        return "none: all of the step is finite"
     where = origin["module"] or origin["tensor"] or "the step itself"
     told = f"{origin['phase']}: {origin['operation'] or 'brought in'} in {where}"
     ranges = ", ".join(f"{i['dtype']} {i['low']} to {i['high']}" for i in origin["inputs"])
@@ -214,18 +216,26 @@ def _prepare(model: Any, capsule: Capsule, device: torch.device) -> None:
     model.to(device)
     try:
         model.load_state_dict(kept)
+        _fill_buffers(model, capsule.state.get("buffers") or {})
     except RuntimeError as error:
-        raise NumwatchError(f"the script's model is not the run's: {reason(error)}") from error
-    buffers = dict(model.named_buffers())
-    for name, kept_buffer in (capsule.state.get("buffers") or {}).items():
-        if name in buffers:
-            buffers[name].copy_(kept_buffer)
+        told = " ".join(str(error).split())
+        raise NumwatchError(f"the script's model is not the run's: {told}") from error
     model.train()
     for part in model.modules():
         if hasattr(part, "automatic_optimization"):  # a LightningModule, here without a Trainer
             part.log = part.log_dict = part.print = _nothing
     if hasattr(model, "automatic_optimization"):
         _give_trainer(model, capsule)
+
+
+def _fill_buffers(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Sets the buffers that no state dictionary holds; a RuntimeError says which does not fit."""
+    own = dict(model.named_buffers())
+    for name in own.keys() & kept.keys():
+        made, value = own[name], kept[name]
+        if (made.shape, made.layout) != (value.shape, value.layout) or value.is_quantized:
+            raise RuntimeError(f"buffer {name} is of another shape or kind")
+        made.copy_(value)
 
 
 def _give_trainer(model: Any, capsule: Capsule) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from numwatch.failures import Failures, MicroBatch
 from numwatch.record import Recorder, events_of
 from numwatch.settings import Settings
-from numwatch.shadow import ShadowStep
+from numwatch.shadow import ShadowStep, reason
 from numwatch.snapshot import SlotInfo, Snapshot
 from numwatch.stats import warm_up
 from numwatch.taps.casts import rounds_operands
@@ -186,6 +186,14 @@ class Session:
         if self._failures and self.watching:
             with self._gate.watching():
                 self._failures.keep_capsule(why, error)
+
+    def end_by(self, error: BaseException) -> None:
+        """Takes note of the exception that ends the run, and keeps a capsule of its step."""
+        if self._recorder is not None and self.watching:
+            with self._gate.watching():
+                step = self.step or 0
+                self._recorder.event("exception", step, text=reason(error))
+        self.keep_capsule("exception", error)
 
     def add_loss(self, loss: Tensor | float | None) -> None:
         """Adds a micro-batch's share of the step's unscaled loss."""

@@ -65,8 +65,7 @@ class Telling:
 
     def end(self) -> None:
         """Prints the whole run and what is wrong with it."""
-        if self._console is not None or self._alarmed:
-            self._look()
+        self._look()
         self._summarize(None)
 
     def _look(self) -> None:

@@ -355,13 +355,23 @@ ORIGIN = {"phase": "forward", "module": "", "tensor": "", "value": "inf", "input
         ("buffers", {"a": 1}),
         ("random", {}),
         ("random", {"cpu": 1, "cuda": {}, "numpy": [1], "python": [1]}),
+        ("random", "of cuda"),
         ("scaler", {"scale": 1.0}),
+        ("scaler", "of text"),
+        ("loss_scale", "nan"),
+        ("loss_scale", "-0x1p0"),
+        ("autocast", "float8_e4m3fn"),
+        ("default_dtype", "float8_e5m2"),
     ],
 )
 def test_each_part_of_a_capsule_is_checked(command, failed_run, part, value):
     folder = failed_run / "ill" / "numwatch" / "capsule"
     state = torch.load(folder / "state.pt", weights_only=True)
     facts = json.loads((folder / "capsule.json").read_text())
+    if value == "of cuda":
+        value = {**state["random"], "cuda": {0: 3}}
+    if value == "of text":
+        value = {**torch.amp.GradScaler("cpu").state_dict(), "scale": "many"}
     if part in ("module", "buffers", "random", "scaler"):
         torch.save({**state, part: value}, folder / "state.pt")
     else:

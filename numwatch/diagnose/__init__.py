@@ -9,6 +9,7 @@ from numwatch.diagnose.chain import chain
 from numwatch.diagnose.evidence import Evidence
 from numwatch.diagnose.finding import SEVERITIES, Figure, Finding
 from numwatch.diagnose.rules import RULES, Rule
+from numwatch.diagnose.rules.ended import exception_of
 from numwatch.record import Run, open_run
 
 __all__ = ["SEVERITIES", "Evidence", "Figure", "Finding", "diagnose"]
@@ -16,13 +17,17 @@ __all__ = ["SEVERITIES", "Evidence", "Figure", "Finding", "diagnose"]
 
 @np.errstate(all="ignore")  # a hostile record's NaN and infinities come out as such
 def diagnose(
-    run: Run | str | os.PathLike[str], progress: Callable[[int], None] | None = None
+    run: Run | str | os.PathLike[str],
+    progress: Callable[[int], None] | None = None,
+    *,
+    first: int | None = None,
 ) -> list[Finding]:
     """Says what went wrong in a run: first causes in order, each with what follows from it.
 
     Args:
         run: The run, or the path of its record; see `open_run`.
         progress: Called with the number of rows read, with each piece of the `tensors` table.
+        first: First step that is looked at, that of a resumed attempt say; None for all.
 
     Returns:
         The findings, the first cause first, infos last; empty where nothing is wrong. A rule that
@@ -32,7 +37,7 @@ def diagnose(
     Raises:
         RecordError: There is no record at the path, or none that can be read.
     """
-    evidence = Evidence(run if isinstance(run, Run) else open_run(run), progress)
+    evidence = Evidence(run if isinstance(run, Run) else open_run(run), progress, first)
     if not len(evidence.steps):
         return [_without_steps(evidence)]
     # What is merely worth knowing comes last, however early it held.
@@ -55,16 +60,16 @@ def _apply(rule: Rule, evidence: Evidence) -> Iterable[Finding]:
 
 
 def _without_steps(evidence: Evidence) -> Finding:
-    died = any(event.get("reason") == "exception" for event in evidence.events_of("capsule"))
-    ended = " because an exception ended the run in its first one" if died else ""
+    died = next(iter(evidence.events_of("exception")), None)
+    ended = f": {exception_of(died)} ended the run in its first one" if died else ""
     return Finding(
         rule="no-steps",
         severity="info",
         step=0,
         slot=None,
         evidence=(),
-        cause=f"the record holds no step that can be read{ended}, so nothing can be said about "
-        "the run",
+        cause=f"the record holds no step that can be read, so nothing can be said about the run"
+        f"{ended}",
         cure="`numwatch reproduce` runs that step again"
         if died
         else "diagnose it again when it has taken some steps, or look for damage with "

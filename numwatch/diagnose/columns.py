@@ -20,7 +20,10 @@ Ints = npt.NDArray[np.int64]
 
 
 def read_columns(
-    run: Run, names: Sequence[str], progress: Callable[[int], None] | None
+    run: Run,
+    names: Sequence[str],
+    progress: Callable[[int], None] | None,
+    first: int | None = None,
 ) -> tuple[dict[str, int], list[int], Columns]:
     """Returns what a run's rows say, slot by slot.
 
@@ -28,6 +31,7 @@ def read_columns(
         run: The run.
         names: Names of the columns, attributes of `numwatch.diagnose.evidence.Series`.
         progress: Called with the number of rows read with each piece.
+        first: First step that is read; None for all.
 
     Returns:
         The place of each slot, where the rows of each place start (one more for the end), and the
@@ -37,7 +41,7 @@ def read_columns(
     columns: Columns = {}
     cuts = _Cuts(run.slots)
     filled, rows = 0, run.rows("tensors")
-    for table in _ahead(run.batches("tensors")):
+    for table in _ahead(run.batches("tensors", first=first)):
         if table.num_rows:
             for name, values in _columns(table, places, cuts).items():
                 whole = columns.setdefault(name, np.empty(rows, values.dtype))

@@ -114,18 +114,22 @@ class Evidence:
         steps: The steps.
     """
 
-    def __init__(self, run: Run, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, run: Run, progress: Callable[[int], None] | None = None, first: int | None = None
+    ) -> None:
         """Reads the run.
 
         Args:
             run: The run.
             progress: Called with the number of rows read with each piece.
+            first: First step that is looked at; None for all.
         """
         self.run = run
         self.slots: Mapping[str, SlotInfo] = run.slots
-        self.steps = _steps(run.steps())
+        self._first = first
+        self.steps = _steps(run.steps(first=first))
         names = [each.name for each in fields(Series)]
-        self._names, self._starts, self._columns = read_columns(run, names, progress)
+        self._names, self._starts, self._columns = read_columns(run, names, progress, first)
         self._found: dict[Callable[[Evidence], Any], Any] = {}
 
     def once(self, find: Callable[["Evidence"], Found]) -> Found:
@@ -145,7 +149,8 @@ class Evidence:
     @cached_property
     def events(self) -> list[dict[str, Any]]:
         """The lines of `events.jsonl`."""
-        return self.run.events()
+        events = self.run.events()
+        return [each for each in events if self._first is None or each["step"] >= self._first]
 
     def events_of(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind, in order."""
@@ -177,29 +182,27 @@ class Evidence:
         return None if info is None or info.order is None else float(info.order)
 
     @cached_property
-    def updates(self) -> dict[tuple[str, str], dict[str, npt.NDArray[Any]]]:
-        """The `updates` table by slot and storage: a column of each name, by rising step.
-
-        Numbers are float64, NaN for null; `step` is int64, `lost` bool.
-        """
-        return _grouped(self.run.updates(), ("slot", "storage"))
-
-    @cached_property
     def lost_updates(self) -> dict[tuple[str, str], dict[str, npt.NDArray[Any]]]:
-        """Its rows for the format that the weights really are stored in, likewise."""
-        pieces = [table.filter(pc.field("lost")) for table in self.run.batches("updates")]
+        """The `updates` of the format that weights are stored in, by slot and storage.
+
+        A column of each name, by rising step; numbers are float64, NaN for null, `step` is int64.
+        """
+        pieces = [
+            table.filter(pc.field("lost"))
+            for table in self.run.batches("updates", first=self._first)
+        ]
         rows = pa.concat_tables([TABLES["updates"].empty_table(), *pieces])
         return _grouped(rows, ("slot", "storage"))
 
     @cached_property
     def states(self) -> dict[tuple[str], dict[str, npt.NDArray[Any]]]:
         """The `states` table by slot, likewise."""
-        return _grouped(self.run.states(), ("slot",))
+        return _grouped(self.run.states(first=self._first), ("slot",))
 
     @cached_property
     def shadows(self) -> dict[tuple[str], dict[str, npt.NDArray[Any]]]:
         """The `shadows` table by slot, likewise."""
-        return _grouped(self.run.shadows(), ("slot",))
+        return _grouped(self.run.shadows(first=self._first), ("slot",))
 
 
 def evenly(steps: list[int], n: int) -> list[int]:

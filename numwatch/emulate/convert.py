@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import Self
 
 from numwatch.emulate.casts import cast_of
@@ -27,9 +28,14 @@ class Emulation:
     """
 
     def __init__(
-        self, modules: Mapping[str, EmulatedLinear], before: list[Rounding | None], draws: Draws
+        self,
+        modules: Mapping[str, EmulatedLinear],
+        before: list[Rounding | None],
+        draws: Draws,
+        handles: Sequence[RemovableHandle] = (),
     ) -> None:
         self.modules = dict(modules)
+        self._handles = handles
         self._before = before
         self._draws = draws
 
@@ -41,7 +47,9 @@ class Emulation:
                 module.rounding = before
             elif isinstance(module, EmulatedLinear):
                 turn_plain(module)
-        self.modules, self._before = {}, []
+        for handle in self._handles:
+            handle.remove()
+        self.modules, self._before, self._handles = {}, [], ()
 
     def covers(self, model: nn.Module) -> bool:
         """Whether all of it is in force in a model."""
@@ -121,13 +129,19 @@ def emulate(model: nn.Module, plan: Plan, *, seed: int = 0) -> Emulation:
     roundings = [_rounding_of(module_plan, draws, seed) for module_plan in planned]
     turned: dict[str, EmulatedLinear] = {}
     before: list[Rounding | None] = []
+    handles: list[RemovableHandle] = []
     for module_plan, rounding in zip(planned, roundings, strict=True):
         module: Any = modules[module_plan.module]
         before.append(module.rounding if isinstance(module, EmulatedLinear) else None)
         module.__class__ = EmulatedLinear
         module.rounding = rounding
+        handles.append(module.register_forward_pre_hook(_called))
         turned[module_plan.module] = module
-    return Emulation(turned, before, draws)
+    return Emulation(turned, before, draws, handles)
+
+
+def _called(_module: nn.Module, _args: Any) -> None:
+    """A hook that does nothing: torch's fused encoder layers call a Linear that has one."""
 
 
 def turn_plain(module: EmulatedLinear) -> None:

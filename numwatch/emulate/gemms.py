@@ -84,6 +84,9 @@ class Rounding:
                 about to be.
             matrix: The operand.
         """
+        if not matrix.numel():
+            none = torch.zeros((), dtype=torch.int64, device=matrix.device)
+            return Counts(torch.nan, none, none)
         keeper = self.keepers.get(role)
         scale = keeper.scale_of(matrix, past=role == "input") if keeper else None
         cast = self.casts[role]
@@ -132,7 +135,11 @@ class Operand:
     def _round(self, matrix: Tensor, dim: int) -> Tensor:
         assert self._cast is not None  # noqa: S101
         draw = self._draws.on(matrix.device) if self._cast.rounding == "stochastic" else None
-        return self._cast.round(matrix, dim, self._scale, draw)
+        if not matrix.numel():
+            return matrix.to(torch.float32)
+        values = self._cast.round(matrix, dim, self._scale, draw)
+        # An infinity is no large number: saturated, it would hide an overflow from a GradScaler.
+        return values.masked_fill_(~matrix.isfinite(), torch.nan)
 
 
 class RoundedGemms(torch.autograd.Function):

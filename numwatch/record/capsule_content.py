@@ -38,8 +38,9 @@ def flaw_of(facts: Any, state: Any) -> str | None:
             return f"{name} is no `float.hex`"
     checks = {
         "micro_batches": facts["micro_batches"] > 0,
-        "default_dtype": _is_float_dtype(facts["default_dtype"]),
-        "autocast": facts.get("autocast") is None or _is_float_dtype(facts["autocast"]),
+        "loss_scale": _is_scale(facts.get("loss_scale")),
+        "default_dtype": _is_wide_dtype(facts["default_dtype"]),
+        "autocast": facts.get("autocast") is None or _is_wide_dtype(facts["autocast"]),
         "exception": isinstance(facts.get("exception"), str | None),
         "origin": facts.get("origin") is None or _is_origin(facts["origin"]),
         "module": _is_named(state.get("module")),
@@ -58,9 +59,16 @@ def _is_hex(value: Any) -> bool:
     return True
 
 
-def _is_float_dtype(name: Any) -> bool:
+def _is_scale(text: str | None) -> bool:
+    """Whether a scaler can stand there; it has no floor, so at 0 too, but never at NaN."""
+    scale = 1.0 if text is None else float.fromhex(text)
+    return scale >= 0
+
+
+def _is_wide_dtype(name: Any) -> bool:
+    """Whether torch computes in it by default or under autocast: no 8-bit dtype."""
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
-    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
 
 
 def _is_origin(origin: Any) -> bool:
@@ -91,12 +99,16 @@ def _is_random(plain: Any) -> bool:
         random.Random().setstate(states.python)  # noqa: S311  # no secret
     except Exception:  # noqa: BLE001  # each has errors of its own
         return False
-    return isinstance(states.cuda, Mapping)
+    return isinstance(states.cuda, Mapping) and all(
+        type(index) is int and isinstance(state, Tensor) for index, state in states.cuda.items()
+    )
 
 
 def _is_scaler(state: Any) -> bool:
     try:
-        torch.amp.GradScaler("cpu").load_state_dict(state)
+        scaler = torch.amp.GradScaler("cpu")
+        scaler.load_state_dict(state)
+        scaler.scale(torch.ones(()))  # only now is its scale looked at
     except Exception:  # noqa: BLE001  # it checks nothing itself
         return False
     return True

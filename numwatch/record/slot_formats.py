@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from numwatch.formats import Format, UnknownFormatError, get_format
+from numwatch.formats import BLOCK_FORMATS, Format, UnknownFormatError, get_format
 from numwatch.snapshot import SlotInfo
 
 # Below this width a format is only ever met through a scale, unless the tensor is stored in it.
@@ -16,6 +16,11 @@ def known_format(name: str | None) -> Format | None:
         return None if name is None else get_format(name)
     except UnknownFormatError:
         return None
+
+
+def is_block_format(name: str | None) -> bool:
+    """Whether a name is that of a block format, whose scales are chosen anew for each block."""
+    return name in BLOCK_FORMATS
 
 
 def judged_format(info: SlotInfo | None) -> Format | None:

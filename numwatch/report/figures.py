@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from numwatch.formats import Format
-from numwatch.record.slot_formats import judged_format, known_format, stored_in
+from numwatch.record.slot_formats import is_block_format, judged_format, known_format, stored_in
 from numwatch.record.totals import CastTotals, SlotTotals
 from numwatch.report.verdict import VERDICTS, share_of, verdict_of
 from numwatch.snapshot import GRADIENT_ROLES, ROLES, Cast, Rows, SlotInfo, role_of
@@ -121,6 +121,8 @@ def slot_figures(
     limits = _limits(fmt, amax, cast)
     headroom = limits[1] - math.log2(amax) if limits and 0 < amax < math.inf else None
     is_gradient = role_of(slot) in GRADIENT_ROLES
+    # Blocks clip and flush by rule: shares that would be trouble under one scale are none there.
+    by_rule = cast is not None and is_block_format(cast.format)
     return SlotFigures(
         slot=slot,
         format=cast.format if cast else info.format if info else None,
@@ -140,9 +142,9 @@ def slot_figures(
             nonfinites=nans + infs,
             zero_gradient=is_gradient and finite_seen and amax == 0,
             finite_seen=finite_seen,
-            flushed=flushed,
+            flushed=None if by_rule else flushed,
             subnormal=subnormal,
-            saturated=saturated,
+            saturated=None if by_rule else saturated,
             headroom=headroom,
             scaled_to_fit=cast is not None,
         ),

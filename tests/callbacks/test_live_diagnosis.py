@@ -54,6 +54,23 @@ def test_without_summaries_it_is_a_log_record(tmp_path, caplog):
     assert "critical from step 10" in record.getMessage()
 
 
+def test_what_is_critical_without_an_alarm_is_told_at_the_end_at_the_latest(
+    tmp_path, monkeypatch, caplog
+):
+    """Updates too small for BF16 raise no alarm, and no epoch could afford to look."""
+    from torch.optim import SGD
+
+    monkeypatch.setattr(LiveDiagnosis, "affordable", lambda _self: False)
+    module = classifier(configure_optimizers=lambda self: SGD(self.parameters(), lr=3e-7))
+    monitor = NumericsMonitor(
+        every_n_steps=1, exclude=["body.0*"], dir=str(tmp_path), strict=True, summary=False
+    )
+    with caplog.at_level(logging.WARNING, "numwatch"):
+        fit(module, callbacks=[monitor], n=20, tmp=tmp_path, precision="bf16-true")
+    (record,) = [record for record in caplog.records if record.name == "numwatch"]
+    assert "below the resolution" in record.getMessage()
+
+
 def test_a_healthy_run_is_not_stopped_and_keeps_no_capsule(tmp_path, capsys):
     monitor = NumericsMonitor(dir=str(tmp_path), strict=True, stop_on="critical")
     trainer = fit(classifier(), callbacks=[monitor], n=40, tmp=tmp_path, max_epochs=2)
@@ -137,22 +154,17 @@ def finding(rule, severity, step=3, consequences=()):
     return Finding(rule, severity, step, None, (), rule, rule, "policy", consequences=consequences)
 
 
-@pytest.mark.parametrize(
-    ("first", "told"), [(0, ["forward-overflow"]), (3, ["forward-overflow"]), (4, [])]
-)
-def test_a_critical_consequence_of_a_warning_is_told_and_an_earlier_attempt_s_not(
-    first, told, tmp_path, monkeypatch
-):
+def test_a_critical_consequence_of_a_warning_is_told_once(tmp_path, monkeypatch):
     worse = finding("loss-spike", "critical")
     overflow = finding("forward-overflow", "critical", consequences=(worse,))
     found = [finding("activation-growth", "warning", 0, (overflow,))]
-    monkeypatch.setattr("numwatch.live.diagnose", lambda _run: found)
+    monkeypatch.setattr("numwatch.live.diagnose", lambda _run, first: found)
     fit(classifier(), callbacks=[NumericsMonitor(dir=str(tmp_path), summary=False)], tmp=tmp_path)
     live = LiveDiagnosis()
     run = numwatch.open_run(tmp_path)
-    assert [each.rule for each in live.look(run, first, 7)] == told
-    assert live.look(run, first, 8) == []
-    assert live.critical == bool(told)
+    assert [each.rule for each in live.look(run, 0, 7)] == ["forward-overflow"]
+    assert live.look(run, 0, 8) == []
+    assert live.critical
 
 
 def test_a_record_that_grows_too_large_is_said_once(tmp_path, monkeypatch, capsys):
@@ -212,3 +224,61 @@ def test_a_resumed_run_is_not_stopped_by_what_its_first_attempt_died_of(tmp_path
     )
     assert trainer.current_epoch == 5
     assert all(parameter.isfinite().all() for parameter in well.parameters())
+
+
+def test_a_resumed_run_is_told_of_its_own_failure_of_the_same_kind(tmp_path):
+    """The first attempt met a NaN at step 3 and got over it; the second one's is its own."""
+
+    def training_step(self, batch, batch_idx):
+        ill = self.global_step == 3 or self.global_step >= 20
+        return self.loss(batch) * (math.nan if ill else 1.0)
+
+    def monitor():
+        return NumericsMonitor(every_n_steps=1, strict=True, summary=False, stop_on="critical")
+
+    def configure_gradient_clipping(self, *_arguments, **_options):
+        for parameter in self.parameters():
+            parameter.grad.nan_to_num_(0.0)
+
+    own = {
+        "training_step": training_step,
+        "configure_gradient_clipping": configure_gradient_clipping,
+    }
+    checkpoint = tmp_path / "checkpoint"
+    quiet = NumericsMonitor(every_n_steps=1, strict=True, summary=False)
+    trainer = fit(classifier(**own), callbacks=[quiet], n=8, tmp=tmp_path)
+    trainer.save_checkpoint(checkpoint)
+    trainer = fit(
+        classifier(**own),
+        callbacks=[monitor()],
+        n=8,
+        tmp=tmp_path,
+        max_epochs=8,
+        ckpt_path=checkpoint,
+    )
+    assert 20 <= trainer.global_step < 64
+
+
+def test_an_exception_is_named(tmp_path):
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 5:
+            raise ValueError("boom\nand more")
+        return self.loss(batch)
+
+    monitor = NumericsMonitor(dir=str(tmp_path), strict=True, summary=False)
+    with pytest.raises(ValueError, match="boom"):
+        fit(classifier(training_step=training_step), callbacks=[monitor], n=8, tmp=tmp_path)
+    (found,) = (f for f in numwatch.diagnose(tmp_path) if f.rule == "ended-by-exception")
+    assert found.cause == "ValueError: boom ended the run at step 5"
+    assert found.severity == "info"
+
+
+def test_an_exception_in_the_first_step_is_named(tmp_path):
+    def training_step(self, batch, batch_idx):
+        raise ValueError("boom")
+
+    monitor = NumericsMonitor(dir=str(tmp_path), strict=True, summary=False)
+    with pytest.raises(ValueError, match="boom"):
+        fit(classifier(training_step=training_step), callbacks=[monitor], n=8, tmp=tmp_path)
+    (found,) = numwatch.diagnose(tmp_path)
+    assert (found.rule, "ValueError: boom" in found.cause) == ("no-steps", True)

@@ -144,7 +144,8 @@ def test_progress_counts_every_row(tmp_path):
 def test_tables_are_grouped_by_what_they_are_about(tmp_path):
     def update(storage, swallowed):
         numbers = (9, 9, 9, 0.1, swallowed, None, None, None, None)
-        return Update("w:update", storage, *numbers, lost=False, intended="exact")
+        lost = storage == "bf16"
+        return Update("w:update", storage, *numbers, lost=lost, intended="exact")
 
     with Recorder.open(tmp_path, precision="16-mixed", device="cpu", arguments={}) as recorder:
         for number in range(2):
@@ -157,8 +158,11 @@ def test_tables_are_grouped_by_what_they_are_about(tmp_path):
                 )
             )
     evidence = Evidence(open_run(tmp_path))
-    assert evidence.updates["w:update", "bf16"]["swallowed"].tolist() == [0.5, 1.5]
-    assert np.isnan(evidence.updates["w:update", "fp16"]["swallowed"]).all()
+    assert list(evidence.lost_updates) == [("w:update", "bf16")]
+    assert evidence.lost_updates["w:update", "bf16"]["swallowed"].tolist() == [0.5, 1.5]
+    later = Evidence(open_run(tmp_path), first=1)
+    assert later.lost_updates["w:update", "bf16"]["swallowed"].tolist() == [1.5]
+    assert later.steps.step.tolist() == [1]
     assert evidence.states[("w:exp_avg",)]["step"].tolist() == [0, 1]
 
 

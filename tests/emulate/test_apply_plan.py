@@ -7,6 +7,7 @@ from torch import nn
 
 from numwatch.callbacks import ApplyPlan, EmulatePrecision, Float8Training
 from numwatch.callbacks import scaled_mm as kernels
+from numwatch.callbacks.training import training_fault
 from numwatch.errors import NumwatchError
 from numwatch.plan import LossScale, ModulePlan, Plan, Training
 from numwatch.taps.float8 import is_float8_linear
@@ -132,3 +133,25 @@ def test_onednn_stays_where_it_is_fast(monkeypatch):
 
 def test_the_slowdown_is_a_ratio():
     assert kernels.onednn_slowdown() > 0
+
+
+@pytest.mark.parametrize("make", [lambda: ApplyPlan(MIXED), Float8Training])
+def test_a_new_callback_on_a_converted_model_knows_its_kernels(make, monkeypatch):
+    monkeypatch.setattr(kernels, "onednn_slowdown", lambda: 1000.0)
+    model = Net()
+    fit(model, make())
+    again = make()
+    seen = []
+    model.fc1.register_forward_hook(lambda *_: seen.append(torch.backends.mkldnn.enabled))
+    fit(model, again, steps=1)
+    assert again.emulated is False
+    assert seen == [False]
+
+
+def test_another_loss_scale_is_told():
+    plan = Plan("fp8", Training("fp16", "fp32", loss_scale=LossScale(8.0)), ())
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    assert training_fault(plan, "16-mixed", scaler) == (
+        "the plan wants a loss scale of 8, the Trainer has 64"
+    )
+    assert training_fault(plan, "16-mixed", torch.amp.GradScaler("cpu", init_scale=8.0)) is None

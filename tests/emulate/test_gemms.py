@@ -16,6 +16,7 @@ from numwatch.errors import NumwatchError
 from numwatch.formats import FORMATS, round_to_block_format, round_to_format
 from numwatch.plan import ModulePlan, Plan
 from numwatch.recipes.scaling import CurrentScaling, scales_over
+from numwatch.report.summary import summarize
 
 
 def linear(width=64, out=48, seed=0, bias=True):
@@ -229,3 +230,54 @@ def test_any_shape_trains(recipe, n, width):
         y.square().mean().backward()
     assert y.shape == (2, n, 19)
     assert torch.isfinite(model[0].weight.grad).all()
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_is_not_finite_is_not_hidden(recipe, value):
+    """A saturated infinity would hide an overflow from a gradient scaler."""
+    model, (x, g) = linear(bias=False), tensors()
+    g[3, 5] = value
+    with emulate(model, plan_for(RECIPES[recipe], "0")):
+        _, dx, dw = gradients(model, x, g)
+    assert not dx[3].isfinite().any()
+    assert not dw[5].isfinite().any()
+    x[0, 0] = value
+    with emulate(model, plan_for(RECIPES[recipe], "0")):
+        assert not model(x)[0].isfinite().any()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_empty_batch_is_one(recipe):
+    model = linear()
+    with emulate(model, plan_for(RECIPES[recipe], "0")) as emulation:
+        y = model(torch.zeros(0, 64, requires_grad=True))
+        y.sum().backward()
+        casts = emulation.modules["0"].operand_casts()
+        assert int(casts["input"](torch.zeros(0, 64))[2]) == 0
+    assert y.shape == (0, 48)
+    assert not model[0].weight.grad.any()
+
+
+def test_a_fused_encoder_layer_calls_its_linears_in_evaluation_too():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True).eval()
+    x = torch.randn(2, 8, 32)
+    with torch.no_grad():
+        bare = model(x)
+        with emulate(model, plan_for(RECIPES["mxfp4"], "linear1", "linear2")):
+            assert (model(x) - bare).abs().max() > 0.01
+        assert torch.equal(model(x), bare)
+
+
+@pytest.mark.parametrize("recipe", ["nvfp4", "mxfp4", "mxfp8", "block"])
+def test_blocks_that_clip_and_flush_by_rule_are_no_alarm(recipe, tmp_path):
+    torch.manual_seed(0)
+    monitor = NumericsMonitor(1, dir=str(tmp_path), summary=False, strict=True)
+    plan = plan_for(RECIPES[recipe], "fc1", "fc2")
+    fit(Net(), EmulatePrecision(plan), monitor, steps=20)
+    run = numwatch.open_run(tmp_path)
+    assert [found for found in numwatch.diagnose(run) if found.severity != "info"] == []
+    lines = summarize(run, worst=100).tensors
+    assert {line.verdict for line in lines if line.slot.startswith("fc2:")} <= {"ok", "underflow"}
+    assert not any(line.verdict == "overflow" for line in lines)

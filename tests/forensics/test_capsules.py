@@ -75,6 +75,28 @@ def test_buffers_that_no_state_dictionary_holds_come_along(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "other", [torch.zeros(3, 5), torch.zeros(2, 2).to_sparse(), torch.zeros(()).to_sparse()]
+)
+def test_buffers_that_do_not_fit_are_named(other, tmp_path):
+    fit(model(NaiveSoftmax), tmp_path, **fp16())
+    path = load_capsule(tmp_path).path / "state.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "buffers": dict.fromkeys(state["buffers"], other)}, path)
+    with pytest.raises(NumwatchError, match=r"not the run's: buffer blocks\.1\.attn\.calls"):
+        reproduce(tmp_path, f"{SCRIPT}:naive")
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    fit(Linear(), tmp_path, batches(bad_datum), **fp16())
+    path = load_capsule(tmp_path).path / "state.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "module": {**state["module"], "body.0.weight": torch.zeros(2)}}, path)
+    with pytest.raises(NumwatchError, match=r"size mismatch for body\.0\.weight") as raised:
+        reproduce(tmp_path, f"{SCRIPT}:linear")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     ("precision", "origin"),
     [
         # Adam's eps is 0 in FP16; a bias before BatchNorm has no gradient: its update was 0 / 0.
@@ -159,7 +181,7 @@ def test_a_critical_finding_s_capsule_is_of_the_step_before_it_moves_the_weights
     precision, tmp_path, monkeypatch
 ):
     critical = Finding("loss-spike", "critical", 0, None, (), "cause", "cure", "policy")
-    monkeypatch.setattr("numwatch.live.diagnose", lambda _run: [critical])
+    monkeypatch.setattr("numwatch.live.diagnose", lambda _run, first: [critical])
     monitor = NumericsMonitor(
         every_n_steps=1, summary=False, strict=True, dir=str(tmp_path), stop_on="critical"
     )

@@ -6,6 +6,7 @@ from numwatch.diagnose.evidence import Evidence
 from numwatch.diagnose.finding import Finding
 from numwatch.diagnose.rules import (
     blocks,
+    ended,
     float8,
     forward,
     gradients,
@@ -31,4 +32,5 @@ RULES: tuple[Rule, ...] = (
     *loss_scale.RULES,
     *blocks.RULES,
     *operations.RULES,
+    *ended.RULES,
 )

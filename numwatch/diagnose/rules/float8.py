@@ -11,7 +11,7 @@ from numwatch.diagnose.evidence import Doubles, Evidence, Ints
 from numwatch.diagnose.finding import Figure, Finding
 from numwatch.diagnose.parameters import first_and_others
 from numwatch.diagnose.thresholds import CAST_FLUSHED, CAST_SATURATED, PEAK_LOSS
-from numwatch.record.slot_formats import known_format
+from numwatch.record.slot_formats import is_block_format, known_format
 from numwatch.snapshot import GRADIENT_ROLES, ROLES, SlotInfo, role_of
 
 _RECIPES = "FP8 recipes: Transformer Engine, delayed and current scaling"
@@ -45,7 +45,9 @@ class Pair:
 def fp8_saturation(evidence: Evidence) -> Iterator[Finding]:
     """Elements that a scale which no longer fits clamps to the format's largest value."""
     held: dict[str, tuple[int, tuple[Figure, ...]]] = {}
-    for slot, _, series in evidence.by_role(*ROLES):
+    for slot, info, series in evidence.by_role(*ROLES):
+        if info is not None and is_block_format(info.format):
+            continue  # its scales are of the tensor at hand, and clip by rule
         full = series.fully
         at = first_confirmed(full.cast_saturated >= CAST_SATURATED)
         if at is not None:
@@ -90,7 +92,9 @@ def fp8_saturation(evidence: Evidence) -> Iterator[Finding]:
 def fp8_flushing(evidence: Evidence) -> Iterator[Finding]:
     """Elements that a cast to FP8 turns into zeros: more range than the format has."""
     held: dict[str, tuple[int, float]] = {}
-    for slot, _, series in evidence.by_role(*ROLES):
+    for slot, info, series in evidence.by_role(*ROLES):
+        if info is not None and is_block_format(info.format):
+            continue  # likewise
         full = series.fully
         at = first_confirmed(full.cast_flushed >= CAST_FLUSHED)
         if at is not None:

@@ -47,6 +47,7 @@ PARTS = [
         for rule in ("floor", "ceil", "even", "rceil")
     ),
     (get_block_format("nvfp4"), parse_recipe("nvfp4")),
+    (get_block_format("nvfp4"), parse_recipe("nvfp4:square=true")),
     (get_block_format("block-fp8-1x128"), parse_recipe("block")),
     *((get_format(name), parse_recipe("rowwise")) for name in ("e4m3", "e5m2", "int8")),
 ]
@@ -120,7 +121,8 @@ class Judge(pl.Callback):
             )
             self._compare(slot, fmt.name, recipe, told, cast.count(matrix, 1, scale, None), stats)
         for fmt, recipe in PARTS:
-            if fmt.name == "int8" and not slot.endswith(":weight"):
+            of_weights = fmt.name == "int8" or recipe_text(recipe) == "nvfp4:square=true"
+            if of_weights and not slot.endswith(":weight"):
                 continue  # what no target does
             cast = cast_of(Operand(fmt, recipe))
             for dim, direction in zip((1, 0), DIRECTIONS, strict=True):

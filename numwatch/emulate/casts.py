@@ -12,12 +12,17 @@ from numwatch.formats import BlockFormat, Format, Rounding
 from numwatch.formats.fp32_blocks import BlockRounded, round_blocks_fp32
 from numwatch.formats.fp32_rounding import round_fp32
 from numwatch.plan.types import Operand
-from numwatch.recipes.blockwise import BlockScaling, MXScaling, NVFP4Scaling, RowScaling
+from numwatch.recipes.blockwise import (
+    SQUARE,
+    BlockScaling,
+    MXScaling,
+    NVFP4Scaling,
+    RowScaling,
+)
 from numwatch.recipes.scaling import CurrentScaling, TensorScaling
 
 Draw = torch.Generator | None
 
-_SQUARE = (16, 16)
 # Scales are FP32 roundings of max / amax, so amax itself may land that much above max; the clamp
 # takes off no more.
 _SCALE_ROUNDING = 2.0**-22
@@ -95,7 +100,7 @@ def cast_of(operand: Operand) -> Cast:
         assert not isinstance(recipe, (BlockScaling, MXScaling, NVFP4Scaling))  # noqa: S101
         return TensorCast(fmt, recipe, operand.rounding)
     if isinstance(recipe, NVFP4Scaling) and recipe.square:
-        fmt = replace(fmt, block=_SQUARE)
+        fmt = replace(fmt, block=SQUARE)
     return BlockCast(
         fmt, recipe if isinstance(recipe, MXScaling) else MXScaling(), operand.rounding
     )

@@ -51,6 +51,10 @@ class MXScaling:
             )
 
 
+SQUARE = (16, 16)
+"""Blocks of NVFP4 whose transpose rounds alike."""
+
+
 @dataclass(frozen=True)
 class NVFP4Scaling:
     """An FP32 scale for the tensor, an E4M3 scale for each block of 16 below it.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from numwatch.formats import BlockFormat, Format, ScaleRule
-from numwatch.recipes.blockwise import MXScaling, RowScaling
+from numwatch.recipes.blockwise import SQUARE, MXScaling, NVFP4Scaling, RowScaling
 from numwatch.recipes.spec import Recipe
 from numwatch.recommend.block_rows import Blocks
 from numwatch.stats import BlockHistogram, Bounded, TensorStats
@@ -33,6 +35,7 @@ def part_shares(
     """
     histogram = _histogram(fmt, blocks, direction)
     if isinstance(fmt, BlockFormat):
+        fmt = _shaped(fmt, recipe)
         half = blocks.get((_HALF, direction))
         return block_shares(stats, histogram, fmt, _rule(recipe), half=half)
     return row_shares(stats, histogram, fmt, power_of_two=_power_of_two(recipe), length=length)
@@ -44,6 +47,7 @@ def part_errors(
     """Returns median relative error and SQNR in dB, estimated; arguments as of `part_shares`."""
     histogram = _histogram(fmt, blocks, direction)
     if isinstance(fmt, BlockFormat):
+        fmt = _shaped(fmt, recipe)
         return block_errors(stats, histogram, fmt, _rule(recipe))
     return row_errors(stats, histogram, fmt, power_of_two=_power_of_two(recipe))
 
@@ -51,6 +55,12 @@ def part_errors(
 def _histogram(fmt: Format | BlockFormat, blocks: Blocks, direction: str) -> BlockHistogram | None:
     size = fmt.block[1] if isinstance(fmt, BlockFormat) else _LARGEST
     return blocks.get((min(size, _LARGEST), direction))
+
+
+def _shaped(fmt: BlockFormat, recipe: Recipe) -> BlockFormat:
+    """The format with the blocks that the recipe makes of it."""
+    square = isinstance(recipe, NVFP4Scaling) and recipe.square
+    return replace(fmt, block=SQUARE) if square else fmt
 
 
 def _rule(recipe: Recipe) -> ScaleRule | None:

@@ -54,7 +54,7 @@ def plan_text(plan: Plan) -> str:
 
 def choice(operand: Operand) -> str:
     """Returns format, recipe and rounding in words: what a prediction is a prediction of."""
-    words = [operand.format.name, _recipe(operand)]
+    words = [operand.format.name, written_recipe(operand)]
     return " ".join(words if operand.rounding == "nearest" else [*words, operand.rounding])
 
 
@@ -111,14 +111,19 @@ def _operand(operand: Operand) -> str:
     return flow(
         {
             "format": operand.format.name,
-            "recipe": text(_recipe(operand)),
+            "recipe": text(written_recipe(operand)),
             **rounding,
             **_reason(operand.reason),
         }
     )
 
 
-def _recipe(operand: Operand) -> str:
+def written_recipe(operand: Operand) -> str:
+    """Returns an operand's recipe as text.
+
+    Raises:
+        NumwatchError: Its algorithm is a function.
+    """
     recipe = operand.recipe
     if isinstance(recipe, DelayedScaling) and callable(recipe.algorithm):
         raise NumwatchError(

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from numwatch.errors import NumwatchError
 from numwatch.plan.types import OPERAND_ROLES, ModulePlan, Plan
-from numwatch.recipes.spec import recipe_text
+from numwatch.plan.yaml_text import written_recipe
 
 Kind = tuple[tuple[str, str, str], ...]
 """Of input, weight and gradient the format, the recipe as text and the rounding."""
@@ -33,7 +33,7 @@ def _kind(module: ModulePlan) -> Kind:
             f"leaves out {', '.join(missing)}"
         )
     operands = (module.operands[role] for role in OPERAND_ROLES)
-    return tuple((one.format.name, recipe_text(one.recipe), one.rounding) for one in operands)
+    return tuple((one.format.name, written_recipe(one), one.rounding) for one in operands)
 
 
 def common_kind(kinds: dict[Kind, list[str]]) -> Kind:
@@ -52,3 +52,9 @@ def kind_text(kind: Kind) -> str:
         f"{role} {fmt} {recipe}{' stochastic' if rounding == 'stochastic' else ''}"
         for role, (fmt, recipe, rounding) in zip(OPERAND_ROLES, kind, strict=True)
     )
+
+
+def one_line(text: str) -> str:
+    """Returns a text as a comment can hold it: without line breaks, and no NUL at all."""
+    line = " ".join(text.split())
+    return line if line.isprintable() else repr(line)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
 from numwatch.errors import NumwatchError
 from numwatch.plan.exports.kinds import common_kind, kind_text, kinds_of
+from numwatch.plan.exports.layers import Layers, layers_of
+from numwatch.plan.exports.te_recipe import TERecipe, te_recipe
 from numwatch.plan.types import Plan
-from numwatch.recipes.scaling import DelayedScaling
-from numwatch.recipes.spec import parse_recipe
+from numwatch.plan.yaml_scalars import number
 
-_BLOCK = re.compile(r"^(.*?\.)?(\d+)\.")
-_MIN_LOSS_SCALE = 1.0
-_HYSTERESIS = 2
+_MIN_LOSS_SCALE = "1.0"
+_HYSTERESIS = "2"
+"""Megatron's own defaults: a plan says nothing of them."""
+_ONE_WORD = {"Float8CurrentScaling": "tensorwise", "MXFP8BlockScaling": "mxfp8"}
 
 
 def megatron_flags(plan: Plan) -> str:
@@ -23,15 +23,22 @@ def megatron_flags(plan: Plan) -> str:
     Raises:
         NumwatchError: Megatron has no such recipe.
     """
-    flags = [f"--{plan.training.compute}"] if plan.training.compute != "fp32" else []
+    training = plan.training
+    flags = [f"--{training.compute}"] if training.compute != "fp32" else []
+    if training.weights != "fp32":
+        flags.append(f"# planned otherwise: weights in {training.weights}; Megatron keeps FP32")
     flags += _loss_scale(plan)
     kinds = kinds_of(plan)
     if kinds:
         kind = common_kind(kinds)
-        others = [other for other in kinds if other != kind]
-        flags += _recipe(kind_text(kind), kind)
-        flags += [f"# planned otherwise: {kind_text(other)}: {kinds[other]}" for other in others]
-        flags += _ends(plan)
+        recipe = te_recipe(kind)
+        flags += _recipe(recipe, kind_text(kind))
+        flags += [
+            f"# planned otherwise: {kind_text(other)}: {', '.join(map(repr, modules))}"
+            for other, modules in kinds.items()
+            if other != kind
+        ]
+        flags += _ends(layers_of(plan), recipe)
     return "\n".join(flags) + "\n"
 
 
@@ -39,57 +46,63 @@ def _loss_scale(plan: Plan) -> list[str]:
     scale = plan.training.loss_scale
     if scale is None:
         return []
+    init = number(scale.init)
     if scale.growth_interval is None:
-        return [f"--loss-scale {scale.init:g}"]
+        return [f"--loss-scale {init}"]
+    if plan.training.compute != "fp16":
+        return [f"# left out: the loss scale of {init}; Megatron has a dynamic one in fp16 alone"]
     return [
-        f"--initial-loss-scale {scale.init:g}",
-        f"--min-loss-scale {_MIN_LOSS_SCALE:g}",
+        f"--initial-loss-scale {init}",
+        f"--min-loss-scale {_MIN_LOSS_SCALE}",
         f"--loss-scale-window {scale.growth_interval}",
         f"--hysteresis {_HYSTERESIS}",
     ]
 
 
-def _recipe(told: str, kind: tuple[tuple[str, str, str], ...]) -> list[str]:
-    (x, x_recipe, _), _, (g, _, _) = kind
-    hybrid = "hybrid" if g.endswith("e5m2") else "e4m3"
-    recipe = parse_recipe(x_recipe)
-    if x == "e4m3" and isinstance(recipe, DelayedScaling):
-        return [
-            f"--fp8-format {hybrid}",
+def _recipe(recipe: TERecipe, told: str) -> list[str]:
+    given = recipe.arguments
+    environment = dict(recipe.environment)
+    fp8_format = given.get("fp8_format", "").removeprefix("Format.").lower()
+    if recipe.name == "DelayedScaling":
+        flags = [
+            f"--fp8-format {fp8_format}",
             "--fp8-recipe delayed",
-            f"--fp8-margin {recipe.margin}",
-            f"--fp8-amax-history-len {recipe.history}",
-            f"--fp8-amax-compute-algo {recipe.algorithm}",
+            f"--fp8-margin {given['margin']}",
+            f"--fp8-amax-history-len {given['amax_history_len']}",
+            f"--fp8-amax-compute-algo {given['amax_compute_algo'].strip(chr(34))}",
         ]
-    names = {"e4m3": "tensorwise", "block-fp8-1x128": "blockwise", "mxfp8-e4m3": "mxfp8"}
-    if x in names and not x_recipe.startswith("rowwise"):
-        return [f"--fp8-format {hybrid}", f"--fp8-recipe {names[x]}"]
-    if x == "nvfp4":
-        return ["--fp4-format e2m1", "--fp4-recipe nvfp4"]
-    raise NumwatchError(f"Megatron-LM has no recipe for {told}")
+    elif recipe.name in _ONE_WORD:
+        flags = [f"--fp8-format {fp8_format}", f"--fp8-recipe {_ONE_WORD[recipe.name]}"]
+    elif recipe.name == "Float8BlockScaling":
+        if set(given) != {"fp8_format"}:
+            raise NumwatchError(
+                "Megatron-LM scales weights in blocks of 128x128, input and grad_output in 1x128; "
+                f"the plan has {told}"
+            )
+        flags = [f"--fp8-format {fp8_format}", "--fp8-recipe blockwise"]
+    else:
+        flags = ["--fp4-format e2m1", "--fp4-recipe nvfp4"]
+        # Megatron makes it without arguments, so from the environment.
+        environment |= {f"NVTE_NVFP4_{name.upper()}": "1" for name in given}
+    told_of = (f"# in the environment: {name}={value}" for name, value in environment.items())
+    return [*flags, *told_of]
 
 
-def _ends(plan: Plan) -> list[str]:
-    """How many whole layers stay at either end, and who else does."""
-    layers: dict[str, bool] = {}
-    for module in plan.modules:
-        found = _BLOCK.match(module.module)
-        if found:
-            layers[found[0]] = layers.get(found[0], True) and module.kept
-    kept = list(layers.values())
-    start = next((i for i, stays in enumerate(kept) if not stays), len(kept))
-    end = next((i for i, stays in enumerate(reversed(kept)) if not stays), len(kept))
-    flags = []
-    if start or end:
-        flags += [
-            "--first-last-layers-bf16",
-            f"--num-layers-at-start-in-bf16 {start}",
-            f"--num-layers-at-end-in-bf16 {end}",
-        ]
-    ends = {*list(layers)[:start], *list(layers)[len(layers) - end :]}
-    others = [
-        module.module
-        for module in plan.modules
-        if module.kept and not any(module.module.startswith(layer) for layer in ends)
+def _ends(layers: Layers, recipe: TERecipe) -> list[str]:
+    flags: list[str] = []
+    stay = layers.kept_inside
+    if layers.start or layers.end:
+        if recipe.name == "DelayedScaling":
+            stay = layers.kept_in_layers
+        else:
+            flags += [
+                "--first-last-layers-bf16",
+                f"--num-layers-at-start-in-bf16 {layers.start}",
+                f"--num-layers-at-end-in-bf16 {layers.end}",
+            ]
+    flags += [f"# planned to stay, but no flag keeps it: {name!r}" for name in stay]
+    flags += [f"# stays, as all outside of the layers: {name!r}" for name in layers.kept_outside]
+    return flags + [
+        f"# planned, but nothing is rounded outside of the layers: {name!r}"
+        for name in layers.planned_outside
     ]
-    return flags + [f"# stays in {plan.training.compute} too: {name}" for name in others]

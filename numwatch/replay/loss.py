@@ -18,6 +18,9 @@ from numwatch.replay.figures import SlotReplay
 from numwatch.replay.history import History, SlotHistory
 from numwatch.replay.tensors import cast_slot
 
+_SLACK = 2.0**-50
+"""Of a quotient by the scale: times the scale it is to lie on its side of the limit again."""
+
 
 @dataclass(frozen=True, eq=False)
 class LossCourse:
@@ -100,8 +103,8 @@ def _gradients(history: History, slots: Sequence[SlotHistory], limit: float) -> 
     ran = _Scaler(history.run, steps, limit)
     overflowed = infinite | ran.found_inf
     told = ~np.isnan(seen) & ~overflowed
-    low = np.where(overflowed & ran.known & fp16, ran.edge, 0.0)
-    high = np.where(ran.known & ~overflowed & fp16, ran.edge, np.inf)
+    low = np.where(overflowed & ran.known & fp16, ran.edge * (1 + _SLACK), 0.0)
+    high = np.where(ran.known & ~overflowed & fp16, ran.edge * (1 - _SLACK), np.inf)
     # The last one seen, and before the first one that.
     last = np.maximum.accumulate(np.where(told, np.arange(len(steps)), -1))
     carried = np.where(last >= 0, seen[last], seen[told][0] if told.any() else np.nan)

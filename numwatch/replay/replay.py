@@ -53,6 +53,13 @@ class Replay:
         return not self.doubtful and all(one.certain for one in self.slots)
 
     @property
+    def history_seen(self) -> float | None:
+        """Share of the amaxes in the histories that were recorded; None where none looks back."""
+        reaches = [one.reach for one in self.slots if one.reach is not None]
+        held = sum(reach.held for reach in reaches)
+        return sum(reach.seen for reach in reaches) / held if held else None
+
+    @property
     def loss_scale(self) -> Doubles | None:
         """The loss scale at each step, float64 [steps]; None for recipes of tensors."""
         return None if self.loss is None else self.loss.scale
@@ -69,7 +76,7 @@ class Replay:
 
 
 class Replayer:
-    """Replays recipes over one run, which is read once for all of them."""
+    """Replays recipes over one run, which is read once for all in a row that ask the same slots."""
 
     def __init__(
         self,
@@ -82,7 +89,7 @@ class Replayer:
         """Reads nothing yet; the arguments are those of `replay`."""
         self._run = run if isinstance(run, Run) else open_run(run)
         self._formats, self._slots, self._progress = formats, slots, progress
-        self._histories: dict[tuple[str, ...], History] = {}
+        self._read: tuple[tuple[str, ...], History] | None = None
 
     def __call__(self, recipe: AnyRecipe) -> Replay:
         """Returns what the recipe would have done, see `replay`."""
@@ -99,9 +106,10 @@ class Replayer:
         return _joined(history, recipe, found, block_rows=block_rows)
 
     def _history(self, roles: tuple[str, ...]) -> History:
-        if roles not in self._histories:
-            self._histories[roles] = History(self._run, roles, self._slots, self._progress)
-        return self._histories[roles]
+        if self._read is None or self._read[0] != roles:
+            self._read = None  # one at a time: it may be a gigabyte
+            self._read = roles, History(self._run, roles, self._slots, self._progress)
+        return self._read[1]
 
     def _format(self, history: SlotHistory) -> Format:
         if isinstance(self._formats, str):

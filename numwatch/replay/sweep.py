@@ -27,6 +27,8 @@ class Swept:
         flushed: Share that becomes zero, likewise.
         wasted: Median of the slots' median wasted bits; NaN where nothing tells.
         skipped: Steps a loss scaler would skip; None for others.
+        history_seen: Share of the amaxes in the histories that were recorded; None for rules that
+            don't look back.
     """
 
     recipe: str
@@ -35,6 +37,7 @@ class Swept:
     flushed: Bounded | None
     wasted: float
     skipped: int | None
+    history_seen: float | None
 
 
 def grid(recipe: str, axes: Iterable[str]) -> list[str]:
@@ -93,6 +96,7 @@ def _swept(found: Replay) -> Swept:
         ),
         wasted=float(np.median(wasted)) if wasted else math.nan,
         skipped=found.skipped,
+        history_seen=found.history_seen,
     )
 
 

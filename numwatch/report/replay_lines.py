@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from rich.text import Text
 
 from numwatch.replay import Replay, SlotReplay, Swept
+from numwatch.replay.columns import Doubles
 from numwatch.report.columns import column_lines
 from numwatch.report.labels import labelled
-from numwatch.report.plain import plain
+from numwatch.report.replay_json import replay_dict
 from numwatch.report.text import (
     bits_text,
     bounded_text,
+    known_text,
     scale_text,
     several,
     share_text,
     sparkline,
 )
 
-_HEAD = ("operand", "format", "saturates", "saturated", "flushed", "worst", "wasted")
+__all__ = ["replay_dict", "replay_lines", "sweep_lines"]
+
+_HEAD = ("format", "saturates", "saturated", "flushed", "at worst", "wasted")
 _SWEPT = ("recipe", "steps saturating", "saturated", "flushed", "wasted")
 _BARS = 60
+_LEAST = 2.0**-149
+"""A loss scale of 0 stands as low as FP32 goes."""
+_SHOWN_BITS = 0.05
 
 
 def replay_lines(found: Replay, worst: int) -> list[Text]:
@@ -38,22 +45,33 @@ def replay_lines(found: Replay, worst: int) -> list[Text]:
     lines.append(
         labelled("seen", Text(f"{found.recorded} of {several(found.steps, 'step')} were recorded"))
     )
-    if found.loss_scale is not None:
-        lines += _loss_scale(found)
+    if found.block_rows:
+        lines.append(labelled("blocks", Text(f"counted in {several(found.block_rows, 'tensor')}")))
+    lines += _loss_scale(found)
     if not found.slots:
         return [*lines, Text("the run recorded no tensor that this recipe scales")]
-    lines += [Text(), *column_lines(_HEAD, [_cells(one) for one in found.slots[:worst]], "llrrrrr")]
+    noun = "operand" if found.loss is None else "gradient"
+    cells = [_cells(one) for one in found.slots[:worst]]
+    lines += [Text(), *column_lines((noun, *_HEAD), cells, "llrrrrr")]
     hidden = len(found.slots) - worst
     if hidden > 0:
-        lines.append(Text(f"{several(hidden, 'operand')} more suffer less", style="dim"))
-    lines += [Text(), *_over_time(found.slots[0])]
-    return lines + _doubts(found)
+        suffer = "suffers" if hidden == 1 else "suffer"
+        lines.append(Text(f"{several(hidden, f'more {noun}')} {suffer} less", style="dim"))
+    over_time = list(_over_time(found.slots[0]))
+    notes = [Text(note, style="dim") for note in _notes(found)]
+    return [
+        *lines,
+        *([Text(), *over_time] if over_time else []),
+        *([Text()] if notes else []),
+        *notes,
+    ]
 
 
 def sweep_lines(rows: Sequence[Swept]) -> list[Text]:
     """Returns a table of the settings, the best first."""
     scaler = any(row.skipped is not None for row in rows)
-    head = (*_SWEPT, "skipped") if scaler else _SWEPT
+    gaps = any(row.history_seen is not None and row.history_seen < 1 for row in rows)
+    head = (*_SWEPT, *(("skipped",) if scaler else ()), *(("history seen",) if gaps else ()))
     cells = []
     for row in rows:
         line = [
@@ -63,58 +81,42 @@ def sweep_lines(rows: Sequence[Swept]) -> list[Text]:
             Text(bounded_text(row.flushed)),
             Text(bits_text(row.wasted)),
         ]
-        cells.append([*line, Text(str(row.skipped))] if scaler else line)
+        line += [Text(str(row.skipped))] if scaler else []
+        line += [Text(known_text(row.history_seen))] if gaps else []
+        cells.append(line)
     return [
-        *column_lines(head, cells, "lrrrr" + "r" * scaler),
+        *column_lines(head, cells, "l" + "r" * (len(head) - 1)),
         Text(
-            "best first: fewest steps that saturate, then least flushed, then least wasted",
+            f"best first: fewest steps {'skipped' if scaler else 'that saturate'}, then least "
+            "flushed, then least wasted",
             style="dim",
         ),
+        *(Text(note, style="dim") for note in (_UNSEEN if gaps else ())),
     ]
 
 
-def replay_dict(found: Replay) -> dict[str, Any]:
-    """Returns plain values for JSON: each slot's figures and its steps."""
-    return {
-        "recipe": found.recipe,
-        "steps": found.steps,
-        "recorded": found.recorded,
-        "certain": found.certain,
-        "skipped": found.skipped,
-        "doubtful": found.doubtful,
-        "slots": [_slot_dict(one) for one in found.slots],
-    }
-
-
-def _slot_dict(one: SlotReplay) -> dict[str, Any]:
-    return {
-        "slot": one.slot,
-        "format": one.format,
-        "certain": one.certain,
-        "steps_saturating": one.steps_saturating,
-        "saturated": plain(one.pooled_saturated),
-        "flushed": plain(one.pooled_flushed),
-        "median_wasted": plain(one.median_wasted),
-        "step": one.step.tolist(),
-        "scale": plain(one.scale.tolist()),
-        "saturates": one.saturates.tolist(),
-        "saturated_at": plain(one.saturated.tolist()),
-        "flushed_at": plain(one.flushed.tolist()),
-        "wasted": plain(one.wasted.tolist()),
-    }
+_UNSEEN = (
+    "larger amaxes that were not recorded would lower the scale: less saturates, more is flushed;",
+    "`amax_every_n_steps=1` records them all",
+)
 
 
 def _loss_scale(found: Replay) -> Iterator[Text]:
-    scales = found.loss_scale
-    if scales is None or not len(scales):
+    if found.loss is None or not len(found.loss.scale):
         return
-    bars = sparkline(np.log2(np.maximum(scales, 1e-300))[_places(len(scales))].tolist())
-    ends = f"{scale_text(float(scales[0]))} → {scale_text(float(scales[-1]))}"
-    yield labelled("loss scale", Text(f"{ends}  {bars}"))
-    skipped = f"{several(found.skipped or 0, 'step')} would be skipped"
+    scales, skips = found.loss.scale, several(found.skipped or 0, "step")
+    first, last = scale_text(float(scales[0])), scale_text(float(scales[-1]))
+    if scales.min() == scales.max():
+        yield labelled("loss scale", Text(f"{first} throughout"))
+    else:
+        bars = sparkline(_lowest(np.log2(np.maximum(scales, _LEAST))))
+        yield labelled("loss scale", Text(f"{first} → {last}  {bars}"))
+    doubt = ""
     if found.doubtful:
-        skipped += f"; of {several(found.doubtful, 'step')} it is not known"
-    yield labelled("skipped", Text(skipped))
+        doubt = (
+            f"; of {several(found.doubtful, 'step')} nothing tells: the last gradients seen stand"
+        )
+    yield labelled("skipped", Text(f"{skips} would be skipped{doubt}"))
 
 
 def _cells(one: SlotReplay) -> list[Text]:
@@ -130,33 +132,44 @@ def _cells(one: SlotReplay) -> list[Text]:
 
 
 def _over_time(one: SlotReplay) -> Iterator[Text]:
-    """The scale in force of a slot, and where it saturates."""
-    known = np.isfinite(one.scale) & (one.scale > 0)
+    """A slot's scale in force, where it saturates and what headroom it wastes."""
+    known = np.isfinite(one.scale) & (one.scale > 0) & ~one.start
     if not known.any():
         return
-    places = np.flatnonzero(known)[_places(int(known.sum()))]
-    bars = sparkline(np.log2(one.scale[places]).tolist())
-    low, high = float(one.scale[known].min()), float(one.scale[known].max())
-    yield labelled("worst", Text(f"{one.slot}, step {one.step[0]} to {one.step[-1]}"))
-    yield labelled("scale", Text(f"{bars}  {scale_text(low)} to {scale_text(high)}"))
-    marks = "".join("!" if mark else "·" for mark in one.saturates[places].tolist())
+    scale, wasted = one.scale[known], np.nan_to_num(one.wasted[known])
+    step = one.step[known]
+    yield labelled("worst", Text(f"{one.slot}, step {step[0]} to {step[-1]}"))
+    ends = f"{scale_text(float(scale.min()))} to {scale_text(float(scale.max()))}"
+    yield labelled("scale", Text(f"{sparkline(_lowest(np.log2(scale)))}  {ends}"))
+    marks = ["!" if -low else "·" for low in _lowest(-one.saturates[known].astype(np.float64))]
     if "!" in marks:
-        yield labelled("saturates", Text(marks))
+        yield labelled("saturates", Text("".join(marks)))
+    if wasted.max() >= _SHOWN_BITS:
+        most = bits_text(float(wasted.max()))
+        yield labelled("wasted", Text(f"{sparkline(_lowest(wasted))}  up to {most}"))
 
 
-def _doubts(found: Replay) -> list[Text]:
-    if found.certain:
-        return []
-    return [
-        Text(),
-        Text(
-            "the scale in force rests on amaxes that were not recorded: between recorded steps the "
-            "last one seen stands; `amax_every_n_steps=1` would tell",
-            style="dim",
-        ),
-    ]
+def _notes(found: Replay) -> Iterator[str]:
+    """What the figures leave out, and what they rest on that nobody saw."""
+    reaches = [one.reach for one in found.slots if one.reach is not None]
+    if any(one.start.any() for one in found.slots):
+        yield "a tensor's first step is cast at scale 1, whatever it holds: it counts in no figure"
+    seen = found.history_seen
+    if seen is not None and seen < 1:
+        yield f"{share_text(seen)} of the amaxes in the histories were recorded"
+        yield from _UNSEEN
+    blind = sum(reach.blind for reach in reaches)
+    if blind:
+        rows = sum(one.steps_known for one in found.slots)
+        yield f"{blind} of {rows} histories held no recorded one: for them the last one seen stands"
+    if any(reach.merged for reach in reaches):
+        yield "micro-batches of a step are replayed as one cast; the recipe moves at each of them"
+    if found.block_rows == 0:
+        yield "no block counts in this record: the bounds are those of any blocks"
 
 
-def _places(n: int) -> list[int]:
-    count = min(n, _BARS)
-    return [math.floor(i * n / count) for i in range(count)]
+def _lowest(values: Doubles) -> list[float]:
+    """The lowest value of each of at most `_BARS` stretches of a course."""
+    count = min(len(values), _BARS)
+    cuts = [math.floor(i * len(values) / count) for i in range(count + 1)]
+    return [float(values[a:b].min()) for a, b in itertools.pairwise(cuts)]

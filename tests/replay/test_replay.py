@@ -224,6 +224,14 @@ def test_json_is_strict(plain_run):
     for text in ("delayed", "nvfp4", "grad-scaler"):
         content = replay_dict(replay(plain_run, parse_any_recipe(text)))
         assert json.loads(json.dumps(content, allow_nan=False)) == content
+        assert all(len(one["at_steps"]["step"]) == 30 for one in content["slots"])
+    assert len(content["loss_scale"]["scale"]) == 30
+
+
+def test_json_of_a_long_run_has_the_steps_of_the_worst_slots_alone(plain_run):
+    content = replay_dict(replay(plain_run, parse_recipe("delayed")), steps_told=70)
+    assert [one["at_steps"] is not None for one in content["slots"]] == [True] * 2 + [False] * 4
+    assert all(one["flushed"] for one in content["slots"])
 
 
 @settings(max_examples=60, deadline=None)

@@ -148,6 +148,11 @@ def _key(module: ModulePlan) -> Key:
             f"leaves out {', '.join(missing)}; {_ELSEWHERE}"
         )
     key = tuple(_cast(module.module, role, module.operands[role]) for role in OPERAND_ROLES)
+    if sum(fmt == "e5m2" for fmt, _, _ in key) > 1:
+        raise NumwatchError(
+            f"{module.module}: no device multiplies E5M2 with E5M2, and the plan has it in more "
+            f"than one operand; {_ELSEWHERE}"
+        )
     if len({cast[1:] for cast in key}) > 1:
         raise NumwatchError(
             f"{module.module}: torchao scales all operands of a module alike, by tensors or by "

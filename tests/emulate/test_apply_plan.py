@@ -69,6 +69,7 @@ def test_a_second_fit_changes_nothing():
         ((triple("fc1", *NVFP4),), "torchao trains in e4m3 and e5m2.*EmulatePrecision"),
         ((triple("fc1", FP8[0], ROWS[0], FP8[2]),), "scales all operands of a module alike"),
         ((ModulePlan("fc1", {"input": FP8[0]}),), "leaves out weight, grad_output"),
+        ((triple("fc1", operand("e5m2")),), "no device multiplies E5M2 with E5M2"),
         ((triple("fc1", operand("e4m3", rounding="stochastic")),), "rounded to nearest"),
     ],
 )

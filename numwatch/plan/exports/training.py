@@ -5,8 +5,12 @@ from __future__ import annotations
 from numwatch.plan.types import LossScale, Plan, Training
 
 NO_GROWTH = 2**31 - 1
-"""Growth interval of a scale that stays: longer than any run."""
+"""Growth interval of a scale that stays, longer than any run; an overflow still halves it."""
 _DTYPES = {"fp16": "torch.float16", "bf16": "torch.bfloat16"}
+_IN_MODULE = (
+    "\n# Updates round stochastically: let configure_optimizers return\n"
+    "#   torchao.optim._AdamW(self.parameters(), bf16_stochastic_round=True)\n"
+)
 _STOCHASTIC = (
     "# Updates round stochastically: torchao's AdamW does so where weights are in BF16.\n"
     "from torchao.optim import _AdamW\n\n"
@@ -48,7 +52,7 @@ def lightning_code(plan: Plan) -> str:
     device = 'device = "cuda"  # or "cpu"\n' if "device" in body else ""
     told = "".join(f"{line}\n" for line in _told(training))
     text = "\n".join(imports) + f"\n\n{told}{device}trainer = Trainer(\n{body}\n)\n"
-    return text + (f"\n{_STOCHASTIC}" if training.update_rounding == "stochastic" else "")
+    return text + (_IN_MODULE if training.update_rounding == "stochastic" else "")
 
 
 def precision_of(training: Training) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from plans import ROWWISE, operand, plan_for
+from emulate_builders import ROWWISE, operand, plan_for
 from torch import nn
 
 from numwatch.callbacks.scaled_mm import without_onednn

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from plans import DELAYED, FP8, NVFP4, Net, fit, operand, plan_for, triple
+from emulate_builders import DELAYED, FP8, NVFP4, Net, fit, operand, plan_for, triple
 from torch import nn
 
 from numwatch.callbacks import ApplyPlan, EmulatePrecision, Float8Training

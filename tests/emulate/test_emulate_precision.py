@@ -6,7 +6,7 @@ import pickle
 import pytest
 import pytorch_lightning as pl
 import torch
-from plans import DELAYED, FP8, RECIPES, Net, fit, plan_for, triple
+from emulate_builders import DELAYED, FP8, RECIPES, Net, fit, plan_for, triple
 from torch import nn
 
 from numwatch.callbacks import EmulatePrecision

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from emulate_builders import DELAYED, FP8, RECIPES, Net, fit, operand, plan_for, triple
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import DELAYED, FP8, RECIPES, Net, fit, operand, plan_for, triple
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from plans import DELAYED, FP8, NVFP4, RECIPES, Net, fit, operand, plan_for, triple
+from emulate_builders import DELAYED, FP8, NVFP4, RECIPES, Net, fit, operand, plan_for, triple
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
 from torch.utils.checkpoint import checkpoint

@@ -5,7 +5,7 @@ import json
 import pytest
 import pytorch_lightning as pl
 import torch
-from plans import fp8, operand
+from plan_builders import fp8, operand
 from torch import nn
 
 from numwatch.callbacks.training import training_arguments

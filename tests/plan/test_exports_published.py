@@ -6,7 +6,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import NAMES, fp8, gemm, operand
+from plan_builders import NAMES, fp8, gemm, operand
 from published import VARIABLES, megatron_parser, transformer_engine
 
 from numwatch.errors import NumwatchError

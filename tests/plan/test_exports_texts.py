@@ -6,7 +6,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hypothesis import given, settings
-from plans import PLANS, fp8, gemm, operand
+from plan_builders import PLANS, fp8, gemm, operand
 from torch import nn
 
 from numwatch.callbacks.training import training_arguments

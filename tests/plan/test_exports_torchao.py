@@ -5,7 +5,7 @@ import re
 import pytest
 import pytorch_lightning as pl
 import torch
-from plans import gemm, operand
+from plan_builders import gemm, operand
 from torch import nn
 
 from numwatch.callbacks import ApplyPlan

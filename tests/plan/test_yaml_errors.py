@@ -1,7 +1,7 @@
 """Each mistake a person can make in a plan.yaml, and the one line it gives."""
 
 import pytest
-from plans import fp8
+from plan_builders import fp8
 
 from numwatch.errors import NumwatchError
 from numwatch.plan import LossScale, ModulePlan, Plan, check_modules, parse_plan

@@ -5,7 +5,7 @@ import time
 import pytest
 import yaml
 from hypothesis import given, settings
-from plans import ODD_NAMES, PLANS, fp8, operand, same
+from plan_builders import ODD_NAMES, PLANS, fp8, operand, same
 
 from numwatch.errors import NumwatchError
 from numwatch.plan import ModulePlan, Plan, Prediction, Training, load_plan, parse_plan, plan_text

@@ -46,15 +46,15 @@ SCALE_STEP = 17 / 16
 """How far rounding a scale to E4M3 takes it down at most: from 1 + 1/16 to 1, the tie."""
 SCALE_STEP_UP = 18 / 17
 """How far up, from just above it to 1 + 1/8."""
-_SLACK = 1 + 1e-6
-"""What FP32's rounding of the tensor's scale may add."""
+SLACK = 1 + 1e-6
+"""What the rounding of scales to FP32, and of products with them, may add."""
 FLUSHED_FROM = 24.0
 """amax / |x| from which on E2M1 is flushed where its largest value, 6, stands at the amax."""
-DEEP_RATIO = FLUSHED_FROM * SCALE_STEP * _SLACK
+DEEP_RATIO = FLUSHED_FROM * SCALE_STEP * SLACK
 """DEEP counts the elements with |x| <= amax / this, which NVFP4 flushes under any normal scale."""
-EDGE_RATIO = FLUSHED_FROM / SCALE_STEP_UP / _SLACK
+EDGE_RATIO = FLUSHED_FROM / SCALE_STEP_UP / SLACK
 """EDGE counts those with |x| <= amax / this, which some scale flushes."""
-NEAR_RATIO = SCALE_STEP * _SLACK
+NEAR_RATIO = SCALE_STEP * SLACK
 """NEAR counts those with |x| > amax / this, which some scale saturates."""
 
 BlockRow = npt.NDArray[np.int64]

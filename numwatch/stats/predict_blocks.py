@@ -23,6 +23,7 @@ from numwatch.formats import (
     mx_scale_exponent,
 )
 from numwatch.stats import predict
+from numwatch.stats.block_layout import SLACK
 from numwatch.stats.bounded import Bounded
 from numwatch.stats.derived import flushed
 from numwatch.stats.predict_block_errors import (
@@ -48,8 +49,6 @@ _LEAST_AMAX = 1e-12
 """Row scales take smaller amaxes for it: torchao's `EPS`."""
 _LARGEST_SCALE = 2.0**127
 """Of E8M0: larger amaxes may be clipped whatever the rule."""
-_SLACK = 1e-6
-"""What FP32's rounding of a scale may take away."""
 
 
 def block_shares(
@@ -86,7 +85,7 @@ def block_shares(
     if fmt.tensor_scale:
         if blocks is not None:
             return nvfp4_shares(stats, blocks, fmt.block_size // blocks.size)
-        whole = flushed(stats, fmt.element, _largest_scale(stats, fmt))
+        whole = flushed(stats, fmt.element, _largest_scale(stats, fmt) / SLACK)
         return _unseen(stats, whole, fmt.block_size), Bounded(0.0, 0.0, 1.0)
     rule = (rule or "floor") if fmt.is_mx else "rceil"
     whole = flushed(stats, fmt.element, _whole_scale(stats, fmt.element, rule))
@@ -127,7 +126,8 @@ def row_shares(
         length: Elements in a row; by default those of a square.
     """
     fmt = get_format(fmt)
-    whole = flushed(stats, fmt, _row_scale(stats, fmt, power_of_two=power_of_two))
+    scale = _row_scale(stats, fmt, power_of_two=power_of_two)
+    whole = flushed(stats, fmt, scale if power_of_two else scale / SLACK)
     if blocks is None:
         return _unseen(stats, whole, length or _row_length(stats)), Bounded.exactly(0.0)
     if power_of_two:
@@ -213,8 +213,8 @@ def _parts_at_their_amax(blocks: BlockHistogram, fmt: Format) -> Bounded:
     for k, below in enumerate(blocks.below):
         least, most = MANTISSAS[max(k - 1, 0)], MANTISSAS[k]
         # Elements of depth d are up to 2^(1 - d), with the block's binade for unit.
-        surely = 1 - exponent(reach * least * (1 - _SLACK))
-        perhaps = 1 - exponent(reach * most * (1 + _SLACK)) - 1
+        surely = 1 - exponent(reach * least / SLACK)
+        perhaps = 1 - exponent(reach * most * SLACK) - 1
         lift = Raise(0, surely - perhaps, 0.5)
         counts.append(flushed_by(below, surely - 1, lift))
     return share_of(counts, blocks.nonzeros)

@@ -39,7 +39,8 @@ def joined_flushed(
     points, counts = spread_points(stats)
     below = _share_below(blocks, np.log2(points * ratio))
     by_one, by_all = float(counts @ below), float(counts @ below**times)
-    return 1 - (1 - alone) * by_all / by_one
+    # Below the lowest binade nothing is known of amaxes.
+    return 1 - (1 - alone) * by_all / by_one if by_one else alone
 
 
 def _share_below(blocks: BlockHistogram, levels: Floats) -> Floats:

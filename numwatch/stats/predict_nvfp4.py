@@ -23,7 +23,7 @@ import torch
 
 from numwatch.formats import FORMATS, get_block_format, round_to_format
 from numwatch.stats.binades import BINADE_MAX, BINADE_MIN
-from numwatch.stats.block_layout import FLUSHED_FROM, SCALE_STEP
+from numwatch.stats.block_layout import FLUSHED_FROM, SCALE_STEP, SLACK
 from numwatch.stats.bounded import Bounded
 from numwatch.stats.derived import flushed
 from numwatch.stats.predict_joined import joined_flushed
@@ -80,7 +80,8 @@ def nvfp4_shares(
     depths = blocks.depths
     sure = sum(depths[_SURELY_FLUSHED:])
     # No block's scale is above the largest, nor, but for 0, below the smallest.
-    most, least = _FORMAT.scale.max, _FORMAT.scale.smallest_subnormal
+    most = _FORMAT.scale.max * SLACK
+    least = _FORMAT.scale.smallest_subnormal / SLACK
     low = max(
         sure,
         blocks.deep - unsure,
@@ -97,7 +98,7 @@ def nvfp4_shares(
             high,
             kinds.vanished + unsure + min(blocks.edge, kinds.normal),
             # And elements a little below it.
-            total - sum(depths[:_SURELY_KEPT]) + kinds.vanished + kinds.perhaps,
+            total - _shallow(blocks) + kinds.vanished + kinds.perhaps,
         )
     alive = total - kinds.vanished - kinds.perhaps / 2
     value = total - alive + alive * (blocks.deep + blocks.edge) / (2 * total)
@@ -147,6 +148,17 @@ class _Kinds:
                 normal += elements
                 surviving += n
         return cls(vanished, perhaps, subnormal, normal, surviving)
+
+
+def _shallow(blocks: BlockHistogram) -> int:
+    """Elements surely up to so few binades below their amax, at least.
+
+    Not those of blocks that reach the ends of the binades, where the deep look shallow.
+    """
+    ends = (*range(BINADE_MIN, BINADE_MIN + _SURELY_KEPT), BINADE_MAX)
+    elements = enumerate(blocks.elements_by_binade, blocks.amax_first)
+    unsure = sum(count for binade, count in elements if binade in ends)
+    return max(sum(blocks.depths[:_SURELY_KEPT]) - unsure, 0)
 
 
 def _binades(stats: TensorStats, blocks: BlockHistogram) -> Iterator[tuple[float, float, int, int]]:

@@ -157,6 +157,27 @@ def test_nvfp4_blocks_below_2_to_the_minus_18_8_of_the_amax_vanish(exponent):
     assert flushed.high == (0.5 if exponent < -18.8 else 0.0)
 
 
+@pytest.mark.parametrize("exponent", range(-40, 41))
+def test_nvfp4_ties_are_flushed_where_the_tensors_scale_is_a_power_of_two(exponent):
+    x = torch.tensor([[2688.0, 112.0, 448.0]]) * 2.0**exponent
+    stats, blocks = counted(x, "nvfp4", "last")
+    truth, _ = true_shares(x, "nvfp4", None, -1)
+    assert truth == 1 / 3
+    for own in (blocks, None):
+        flushed, _ = block_shares(stats, own, "nvfp4")
+        assert flushed.low <= truth <= flushed.high
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("top", [-139, -127, -126, -125, -123, -120, 127, 140])
+def test_nvfp4_where_binades_end_and_depths_are_pooled(top, dtype):
+    x = torch.rand(64, 48, dtype=torch.float64) + 1
+    x *= torch.exp2(torch.randint(max(top - 12, -149), top + 1, x.shape).double())
+    x = x.to(dtype)
+    for direction in DIMS:
+        assert_holds(x.where(x.isfinite(), 0), "nvfp4", None, direction)
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "2^2N", "outliers"])
 def test_nvfp4_bounds_are_narrow_where_all_scales_are_normal(kind):
     flushed, saturated = assert_holds({**SMOOTH, **ROUGH}[kind](), "nvfp4", None, "last")

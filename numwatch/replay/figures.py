@@ -37,7 +37,7 @@ class Reach:
 
 @dataclass(frozen=True, eq=False)
 class SlotReplay:
-    """One slot under a recipe; all arrays have an entry a recorded step.
+    """One slot under a recipe; n recorded steps, of which m tell shares.
 
     Figures are over the rows that an amax precedes: before, a rule that looks back has nothing to
     look at and casts at its first scale, whatever the tensor.
@@ -49,12 +49,13 @@ class SlotReplay:
         scale: The scale in force, float64 [n]; NaN where parts have scales of their own.
         start: Bool [n], whether no amax precedes the row, under a rule that looks back.
         saturates: Bool [n], whether the largest element is above the format's largest value.
-        saturated: Share of the finite non-zero elements above it, float64 [n, 3] as value, low and
-            high; NaN on steps of which only the amax was recorded.
-        flushed: Share that becomes zero, likewise.
+        full: Bool [n], the steps that tell shares: of others only the amax was recorded.
+        saturated_shares: Share of the finite non-zero elements above that value, float64 [m, 3] as
+            value, low and high.
+        flushed_shares: Share that becomes zero, likewise.
+        counts: Finite non-zero elements, int64 [m].
         wasted: Bits between the scaled amax and the largest value, float64 [n]; 0 where it
             saturates, NaN where nothing is cast or parts have scales of their own.
-        elements: Finite non-zero elements, int64 [n]; 0 where only the amax was recorded.
         reach: What the scales rest on; None where each follows from the row itself.
     """
 
@@ -64,11 +65,29 @@ class SlotReplay:
     scale: Doubles
     start: Bools
     saturates: Bools
-    saturated: Doubles
-    flushed: Doubles
+    full: Bools
+    saturated_shares: Doubles
+    flushed_shares: Doubles
+    counts: Ints
     wasted: Doubles
-    elements: Ints
     reach: Reach | None = None
+
+    @property
+    def saturated(self) -> Doubles:
+        """The saturated shares of all recorded steps, float64 [n, 3]; NaN where none is told."""
+        return self._at_steps(self.saturated_shares)
+
+    @property
+    def flushed(self) -> Doubles:
+        """The flushed shares, likewise."""
+        return self._at_steps(self.flushed_shares)
+
+    @property
+    def elements(self) -> Ints:
+        """Finite non-zero elements of all recorded steps, int64 [n]; 0 where they are not told."""
+        elements = np.zeros(len(self.step), np.int64)
+        elements[self.full] = self.counts
+        return elements
 
     @property
     def certain(self) -> bool:
@@ -83,18 +102,18 @@ class SlotReplay:
     @property
     def steps_known(self) -> int:
         """Recorded steps that tell whether it saturates."""
-        tells = np.isfinite(self.scale) | np.isfinite(self.saturated[:, 0])
+        tells = np.isfinite(self.scale) | self.full
         return int((tells & ~self.start).sum())
 
     @property
     def worst_saturated(self) -> float:
         """Largest share saturated on one step; 0 where no step tells."""
-        return _largest(self.saturated[~self.start, 0])
+        return _largest(self.saturated_shares[self.counted, 0])
 
     @property
     def worst_flushed(self) -> float:
         """Largest share flushed on one step; 0 where no step tells."""
-        return _largest(self.flushed[~self.start, 0])
+        return _largest(self.flushed_shares[self.counted, 0])
 
     @property
     def median_wasted(self) -> float:
@@ -105,23 +124,42 @@ class SlotReplay:
     @property
     def pooled_saturated(self) -> Bounded | None:
         """Share saturated of all elements of all full rows; None where there is none."""
-        return pooled([self.saturated[~self.start]], [self.elements[~self.start]])
+        return pooled_saturated([self])
 
     @property
     def pooled_flushed(self) -> Bounded | None:
         """Share flushed, likewise."""
-        return pooled([self.flushed[~self.start]], [self.elements[~self.start]])
+        return pooled_flushed([self])
+
+    @property
+    def counted(self) -> Bools:
+        """The full rows that figures are over, bool [m]."""
+        counted: Bools = ~self.start[self.full]
+        return counted
+
+    def _at_steps(self, shares: Doubles) -> Doubles:
+        at_steps = np.full((len(self.step), 3), np.nan)
+        at_steps[self.full] = shares
+        return at_steps
 
 
-def pooled(shares: Sequence[Doubles], elements: Sequence[Ints]) -> Bounded | None:
-    """Returns the share over all elements of rows [n, 3], by their counts [n]."""
-    rows = np.concatenate([np.zeros((0, 3)), *shares])
-    counts = np.concatenate([np.zeros(0, np.int64), *elements]).astype(np.float64)
-    known = np.isfinite(rows[:, 0]) & (counts > 0)
-    total = counts[known].sum()
+def pooled_saturated(slots: Sequence[SlotReplay]) -> Bounded | None:
+    """Returns the share saturated of all elements of all slots' rows; None where there is none."""
+    return _pooled([(one.saturated_shares, one.counts * one.counted) for one in slots])
+
+
+def pooled_flushed(slots: Sequence[SlotReplay]) -> Bounded | None:
+    """Returns the share flushed, likewise."""
+    return _pooled([(one.flushed_shares, one.counts * one.counted) for one in slots])
+
+
+def _pooled(rows: Sequence[tuple[Doubles, Ints]]) -> Bounded | None:
+    """The mean of shares [m, 3] by their counts [m]."""
+    total = sum(int(counts.sum()) for _, counts in rows)
     if not total:
         return None
-    value, low, high = ((rows[known] * counts[known, None]).sum(axis=0) / total).tolist()
+    weighted = sum(((shares * counts[:, None]).sum(axis=0) for shares, counts in rows), np.zeros(3))
+    value, low, high = (weighted / total).tolist()
     return Bounded.within(value, low, max(low, high))
 
 

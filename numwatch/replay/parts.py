@@ -49,30 +49,33 @@ def _replay_slot(
     blocks: dict[tuple[str, int], Blocks],
 ) -> SlotReplay:
     fmt = _format(recipe, element, role_of(history.slot))
-    n = len(history)
-    flushed, saturated = (np.full((n, 3), np.nan) for _ in range(2))
-    elements = np.zeros(n, np.int64)
     counted = [blocks.get((history.slot, step), {}) for step in history.step.tolist()]
-    full = np.flatnonzero(history.full).tolist()
-    told = [row for row, at in enumerate(full) if counted[at]]
-    for row in told or range(0, len(full), -(-len(full) // WITHOUT_BLOCKS) or 1):
-        at = full[row]
-        own, stats = counted[at], stats_of(history.rows, row)
+    places = np.flatnonzero(history.full)
+    told = [row for row, at in enumerate(places.tolist()) if counted[at]]
+    rows = told or list(range(0, len(places), -(-len(places) // WITHOUT_BLOCKS) or 1))
+    flushed, saturated = np.zeros((len(rows), 3)), np.zeros((len(rows), 3))
+    elements = np.zeros(len(rows), np.int64)
+    for i, row in enumerate(rows):
+        own, stats = counted[places[row]], stats_of(history.rows, row)
         lost, clipped = part_shares(stats, fmt, recipe, own, "last")  # type: ignore[arg-type]
-        flushed[at] = lost.value, lost.low, lost.high
-        saturated[at] = clipped.value, clipped.low, clipped.high
-        elements[at] = stats.nonzeros
+        flushed[i] = lost.value, lost.low, lost.high
+        saturated[i] = clipped.value, clipped.low, clipped.high
+        elements[i] = stats.nonzeros
+    n = len(history)
+    full, saturates = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+    full[places[rows]], saturates[places[rows]] = True, saturated[:, 1] > 0
     return SlotReplay(
         slot=history.slot,
         format=fmt.name,
         step=history.step,
         scale=np.full(n, np.nan),
         start=np.zeros(n, np.bool_),
-        saturates=saturated[:, 1] > 0,
-        saturated=saturated,
-        flushed=flushed,
+        saturates=saturates,
+        full=full,
+        saturated_shares=saturated,
+        flushed_shares=flushed,
+        counts=elements,
         wasted=np.full(n, np.nan),
-        elements=elements,
     )
 
 

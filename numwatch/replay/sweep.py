@@ -11,7 +11,7 @@ import numpy as np
 
 from numwatch.errors import NumwatchError
 from numwatch.recipes.spec import parse_any_recipe, recipe_text
-from numwatch.replay.figures import pooled
+from numwatch.replay.figures import pooled_flushed, pooled_saturated
 from numwatch.replay.replay import Replay
 from numwatch.stats import Bounded
 
@@ -83,17 +83,11 @@ def sweep(recipes: Sequence[str], replayed: Callable[[str], Replay]) -> list[Swe
 def _swept(found: Replay) -> Swept:
     steps = sum(slot.steps_known for slot in found.slots)
     wasted = [slot.median_wasted for slot in found.slots if not math.isnan(slot.median_wasted)]
-    told = [~slot.start for slot in found.slots]
-    elements = [slot.elements[own] for slot, own in zip(found.slots, told, strict=True)]
     return Swept(
         recipe=found.recipe,
         steps_saturating=sum(slot.steps_saturating for slot in found.slots) / max(steps, 1),
-        saturated=pooled(
-            [slot.saturated[own] for slot, own in zip(found.slots, told, strict=True)], elements
-        ),
-        flushed=pooled(
-            [slot.flushed[own] for slot, own in zip(found.slots, told, strict=True)], elements
-        ),
+        saturated=pooled_saturated(found.slots),
+        flushed=pooled_flushed(found.slots),
         wasted=float(np.median(wasted)) if wasted else math.nan,
         skipped=found.skipped,
         history_seen=found.history_seen,

@@ -70,19 +70,17 @@ def cast_slot(
         lost[:, 2] = np.maximum(high / np.maximum(elements + hidden, 1), lost[:, 2])
     clipped = 1.0 - shares_at_most(rows, limit, own)[:, [0, 2, 1]]
     clipped[elements == 0] = 0.0
-    n = len(history)
-    flushed, saturated, counts = np.full((n, 3), np.nan), np.full((n, 3), np.nan), np.zeros(n)
-    flushed[full], saturated[full], counts[full] = lost, clipped, elements
     return SlotReplay(
         slot=history.slot,
         format=fmt.name,
         step=history.step,
         scale=scale,
-        start=np.zeros(n, np.bool_) if start is None else start,
+        start=np.zeros(len(history), np.bool_) if start is None else start,
         saturates=saturates,
-        saturated=saturated,
-        flushed=flushed,
+        full=full,
+        saturated_shares=clipped,
+        flushed_shares=lost,
+        counts=elements,
         wasted=wasted,
-        elements=counts.astype(np.int64),
         reach=reach,
     )

@@ -18,10 +18,7 @@ def slot(name, fmt="e4m3", *, saturating=(), share=0.0, flushed=0.02, scale=None
     """A slot recorded at every tenth step, each fifth of these whole."""
     full = np.arange(STEPS) % 5 == 0
     saturates = np.isin(np.arange(STEPS), saturating)
-    lost, clipped = np.full((STEPS, 3), np.nan), np.full((STEPS, 3), np.nan)
-    lost[full] = flushed, flushed / 2, flushed * 2
-    clipped[full] = 0.0
-    clipped[full & saturates] = share, share / 2, share * 2
+    clipped = np.where(saturates[full][:, None], [share, share / 2, share * 2], 0.0)
     scale = 448.0 / (1 + np.arange(STEPS) / 30) if scale is None else scale
     return SlotReplay(
         slot=name,
@@ -30,10 +27,11 @@ def slot(name, fmt="e4m3", *, saturating=(), share=0.0, flushed=0.02, scale=None
         scale=scale,
         start=np.arange(STEPS) == 0 if reach else np.zeros(STEPS, np.bool_),
         saturates=saturates,
-        saturated=clipped,
-        flushed=lost,
+        full=full,
+        saturated_shares=clipped,
+        flushed_shares=np.tile([flushed, flushed / 2, flushed * 2], (full.sum(), 1)),
+        counts=np.full(full.sum(), 1000),
         wasted=np.where(saturates, 0.0, 0.5 + np.arange(STEPS) / 60),
-        elements=np.where(full, 1000, 0),
         reach=reach,
     )
 

@@ -127,6 +127,8 @@ def row_shares(
     """
     fmt = get_format(fmt)
     scale = _row_scale(stats, fmt, power_of_two=power_of_two)
+    if not scale:
+        return Bounded(0.0, 0.0, 1.0), Bounded(0.0, 0.0, 1.0)
     whole = flushed(stats, fmt, scale if power_of_two else scale / SLACK)
     if blocks is None:
         return _unseen(stats, whole, length or _row_length(stats)), Bounded.exactly(0.0)
@@ -172,6 +174,8 @@ def row_errors(
     """Returns the median relative error and the SQNR in dB, predicted; see `row_shares`."""
     fmt = get_format(fmt)
     scale = _row_scale(stats, fmt, power_of_two=power_of_two)
+    if not scale:
+        return math.nan, math.nan
     parts = None if blocks is None else mx_points(blocks, fmt, "rceil")
     return _mixed_errors(stats, blocks, parts, fmt, scale, length or _row_length(stats))
 
@@ -196,9 +200,9 @@ def _whole_scale(stats: TensorStats, element: Format, rule: ScaleRule) -> float:
 
 
 def _row_scale(stats: TensorStats, fmt: Format, *, power_of_two: bool) -> float:
-    """The scale of a row that holds the tensor's amax."""
+    """The scale of a row that holds the tensor's amax; 0 where FP32 has none so small."""
     scale = float(np.float32(fmt.max / max(stats.amax, _LEAST_AMAX)))
-    return math.ldexp(1.0, exponent(scale)) if power_of_two else scale
+    return math.ldexp(1.0, exponent(scale)) if power_of_two and scale else scale
 
 
 def _row_length(stats: TensorStats) -> int:

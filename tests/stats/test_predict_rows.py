@@ -63,3 +63,12 @@ def test_errors_of_smooth_distributions_are_close(kind):
 def test_of_nothing_there_are_no_errors():
     stats = tensor_stats(torch.zeros(3, 3), blocks=(32,))
     assert all(map(math.isnan, row_errors(stats, stats.blocks.of(32), "e4m3")))
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_of_amaxes_beyond_any_scale_of_fp32_nothing_is_claimed(power_of_two):
+    stats = tensor_stats(torch.full((4, 32), 1e60, dtype=torch.float64), blocks=(32,))
+    for blocks in (stats.blocks.of(32), None):
+        for share in row_shares(stats, blocks, "e4m3", power_of_two=power_of_two):
+            assert (share.low, share.high) == (0.0, 1.0)
+        assert all(map(math.isnan, row_errors(stats, blocks, "e4m3", power_of_two=power_of_two)))

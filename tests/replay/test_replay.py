@@ -1,6 +1,7 @@
 """A replay against trainings that really used the recipe."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,3 +276,15 @@ def test_a_run_without_operands_is_told(tmp_path):
     found = replay(tmp_path, parse_recipe("current"))
     assert found.slots == ()
     assert "no tensor that this recipe scales" in "\n".join(x.plain for x in replay_lines(found, 3))
+
+
+def test_costs_on_the_page_are_those_of_the_result_file():
+    root = Path(__file__).parents[2]
+    found = json.loads((root / "benchmarks" / "results" / "replay-cpu.json").read_text())
+    text = " ".join((root / "docs" / "replay.md").read_text().split())
+    first, further = list(found["seconds"].values())[:2]
+    assert (found["steps"], found["slots"]) == (10_000, 1_000)
+    assert f"replayed in {first:.1f} s, and once read in {further:.1f} s a further recipe" in text
+    assert f"within {found['peak_gib']:.2f} GiB" in text
+    assert first < found["limit_seconds"]
+    assert found["peak_gib"] < found["limit_gib"]

@@ -44,21 +44,22 @@ def replay(
     """
     from numwatch.recipes.spec import parse_any_recipe
     from numwatch.record import open_run
-    from numwatch.replay import Replay
+    from numwatch.replay import Replay, Replayer
     from numwatch.replay import grid as settings
-    from numwatch.replay import replay as again
     from numwatch.replay import sweep as ranked
     from numwatch.report.plain import plain
-    from numwatch.report.replay_lines import replay_dict, replay_lines, sweep_lines
+    from numwatch.report.replay_json import replay_dict
+    from numwatch.report.replay_lines import replay_lines, sweep_lines
 
     if grid and sweep is None:
         raise NumwatchError(f"{' '.join(grid)}: settings come behind --sweep")
     record = open_run(run)
     recipes = [recipe] if sweep is None else settings(recipe, [sweep, *(grid or ())])
-    with reading(record.rows("tensors") * len(recipes)) as progress:
+    with reading(record.rows("tensors")) as progress:
+        replayer = Replayer(record, formats=element, progress=progress)
 
         def one(text: str) -> Replay:
-            return again(record, parse_any_recipe(text), formats=element, progress=progress)
+            return replayer(parse_any_recipe(text))
 
         if sweep is None:
             found = one(recipe)

@@ -13,7 +13,6 @@ from numwatch.replay import Replay, SlotReplay, Swept
 from numwatch.replay.columns import Doubles
 from numwatch.report.columns import column_lines
 from numwatch.report.labels import labelled
-from numwatch.report.replay_json import replay_dict
 from numwatch.report.text import (
     bits_text,
     bounded_text,
@@ -24,7 +23,6 @@ from numwatch.report.text import (
     sparkline,
 )
 
-__all__ = ["replay_dict", "replay_lines", "sweep_lines"]
 
 _HEAD = ("format", "saturates", "saturated", "flushed", "at worst", "wasted")
 _SWEPT = ("recipe", "steps saturating", "saturated", "flushed", "wasted")

@@ -23,7 +23,6 @@ from numwatch.report.text import (
     sparkline,
 )
 
-
 _HEAD = ("format", "saturates", "saturated", "flushed", "at worst", "wasted")
 _SWEPT = ("recipe", "steps saturating", "saturated", "flushed", "wasted")
 _BARS = 60

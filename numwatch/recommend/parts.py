@@ -35,9 +35,15 @@ def part_shares(
     """
     histogram = _histogram(fmt, blocks, direction)
     if isinstance(fmt, BlockFormat):
-        fmt = _shaped(fmt, recipe)
+        shaped = _shaped(fmt, recipe)
         half = blocks.get((_HALF, direction))
-        return block_shares(stats, histogram, fmt, _rule(recipe), half=half)
+        shares = block_shares(stats, histogram, shaped, _rule(recipe), half=half)
+        if shaped == fmt:
+            return shares
+        # A square block runs along both: what either direction says of it holds.
+        other = _histogram(fmt, blocks, "across" if direction == "last" else "last")
+        others = block_shares(stats, other, shaped, _rule(recipe))
+        return _both(shares[0], others[0]), _both(shares[1], others[1])
     return row_shares(stats, histogram, fmt, power_of_two=_power_of_two(recipe), length=length)
 
 
@@ -61,6 +67,11 @@ def _shaped(fmt: BlockFormat, recipe: Recipe) -> BlockFormat:
     """The format with the blocks that the recipe makes of it."""
     square = isinstance(recipe, NVFP4Scaling) and recipe.square
     return replace(fmt, block=SQUARE) if square else fmt
+
+
+def _both(one: Bounded, other: Bounded) -> Bounded:
+    low, high = max(one.low, other.low), min(one.high, other.high)
+    return Bounded.within(min(one.value, other.value), low, max(high, low))
 
 
 def _rule(recipe: Recipe) -> ScaleRule | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from numwatch.record import open_run
 from .apply import ApplyPlan
 from .emulate import EmulatePrecision
 from .monitor import NumericsMonitor
-from .training import training_arguments
+from .training import as_list, training_arguments
 
 SEEDS = 3
 RECORDED = 20
@@ -86,6 +87,10 @@ def prove(
         NumwatchError: `make` returns something else, there is no such metric, or the plan does not
             fit the model.
     """
+    if seeds < 1:
+        raise NumwatchError(f"a proof takes one seed or more; got {seeds}")
+    if real and plan.modules:
+        ApplyPlan(plan)  # refuses before a baseline has trained what torchao can not train in
     figures: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
     names = set()
@@ -104,7 +109,7 @@ def prove(
             name, figure = _figure(trainer, record.steps()["loss"].to_numpy(), metric)
             names.add(name)
             figures[kind].append(figure)
-            taken = record.rows("steps")
+            taken = record.steps().num_rows
             if kind == "baseline" and not seed:
                 predictions = foretell(record, plan)
             elif not seed:
@@ -127,14 +132,17 @@ def _train(
 ) -> Any:
     pl.seed_everything(seed, verbose=False)
     subject = _subject(make())
+    callbacks = as_list(subject.trainer.get("callbacks"))
     arguments = {
         "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
+        "enable_checkpointing": _has(callbacks, "Checkpoint"),
+        "enable_progress_bar": _has(callbacks, "ProgressBar"),
+        "enable_model_summary": _has(callbacks, "ModelSummary"),
         "num_sanity_val_steps": 0,
         **subject.trainer,
     }
+    if not arguments["logger"]:
+        callbacks = [one for one in callbacks if not _has([one], "LearningRateMonitor")]
     if steps is not None:
         # Validated once, after the last step.
         arguments.update(
@@ -146,9 +154,9 @@ def _train(
     monitor = NumericsMonitor(
         every_n_steps=every, block_every_n_steps=every, dir=str(directory), summary=False
     )
-    callbacks = [] if plan is None or not plan.modules else [_rounding(plan, real)]
+    rounding = [] if plan is None or not plan.modules else [_rounding(plan, real)]
     # Converted before the monitor looks for the modules to watch.
-    arguments["callbacks"] = [*arguments.get("callbacks", ()), *callbacks, monitor]
+    arguments["callbacks"] = [*callbacks, *rounding, monitor]
     trainer = pl.Trainer(**arguments)
     pl.seed_everything(seed, verbose=False)
     trainer.fit(subject.model, subject.train, subject.validation)
@@ -159,10 +167,16 @@ def _rounding(plan: Plan, real: bool) -> Any:
     return ApplyPlan(plan) if real else EmulatePrecision(plan)
 
 
+def _has(callbacks: Sequence[Any], kind: str) -> bool:
+    """Whether one of them is of a class of this name, in either namespace."""
+    return any(cls.__name__ == kind for one in callbacks for cls in type(one).__mro__)
+
+
 def _subject(made: Any) -> Subject:
     parts = made if isinstance(made, tuple) else (made,)
     # Of either namespace, so by what it can do and not by its class.
-    if not 1 <= len(parts) <= 4 or not hasattr(parts[0], "training_step"):  # noqa: PLR2004
+    module = bool(parts) and not isinstance(parts[0], type) and hasattr(parts[0], "training_step")
+    if not module or not all(isinstance(one, Mapping) for one in parts[3:4]) or parts[4:]:
         raise NumwatchError(
             "what is proved is a LightningModule, or a tuple of it, its training batches, its "
             "validation batches and a dictionary of Trainer arguments; got "
@@ -179,9 +193,16 @@ def _figure(trainer: Any, losses: Any, metric: str | None) -> tuple[str, float]:
             f"no metric {metric!r} was logged; logged were {', '.join(sorted(logged)) or 'none'}"
             f"{near(metric, logged)}"
         )
-    found = metric or next((name for name in logged if "val" in name and "loss" in name), None)
+    found = metric or next(filter(_is_validation_loss, logged), None)
     if found is not None:
         return found, logged[found]
     known = losses[~np.isnan(losses)] if len(losses) and not np.isnan(losses[-1]) else losses
     last = known[-max(1, math.ceil(len(known) * LAST_SHARE)) :]
-    return "loss at the end", float(last.mean()) if len(last) else math.nan
+    if not len(last):
+        raise NumwatchError("nothing to compare: log a validation loss, or name a --metric")
+    return "loss at the end", float(last.mean())
+
+
+def _is_validation_loss(name: str) -> bool:
+    # `interval_loss` and `value_loss` are none.
+    return re.search(r"(?<![a-z])val(?!ue)", name.lower()) is not None and "loss" in name.lower()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.plugins import MixedPrecision, Precision
 
 from numwatch.plan import LossScale, Plan
 from numwatch.plan.exports.training import NO_GROWTH, precision_of
@@ -24,7 +24,7 @@ def training_arguments(plan: Plan, given: Mapping[str, Any]) -> dict[str, Any]:
     wanted = plan.training
     if wanted.loss_scale is None and _of(given) == (wanted.compute, wanted.weights):
         return {}
-    plugins = [one for one in given.get("plugins", ()) if not isinstance(one, MixedPrecision)]
+    plugins = [one for one in as_list(given.get("plugins")) if not isinstance(one, Precision)]
     if wanted.compute == "fp16" and wanted.weights == "fp32":
         device = "cuda" if _on_cuda(given) else "cpu"
         plugin = MixedPrecision("16-mixed", device, scaler_of(wanted.loss_scale, device))
@@ -70,11 +70,20 @@ def scaler_of(loss_scale: LossScale | None, device: str) -> torch.amp.GradScaler
     )
 
 
-def _of(given: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What a Trainer's arguments compute in and store weights in; None where a plugin decides."""
-    if any(isinstance(one, MixedPrecision) for one in given.get("plugins", ())):
-        return None
-    width, _, kind = str(given.get("precision") or "32-true").partition("-")
+def as_list(given: Any) -> list[Any]:
+    """Returns what a Trainer takes as one, several or none as a list."""
+    if given is None:
+        return []
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _of(given: Mapping[str, Any]) -> tuple[str, str]:
+    """What a Trainer's arguments compute in and store weights in."""
+    chosen = [one for one in as_list(given.get("plugins")) if isinstance(one, Precision)]
+    precision = chosen[0].precision if chosen else given.get("precision") or "32-true"
+    # Lightning reads the bare widths as mixed.
+    precision = {"16": "16-mixed", "bf16": "bf16-mixed"}.get(str(precision), str(precision))
+    width, _, kind = precision.partition("-")
     compute = _COMPUTE.get(width, "fp32")
     return compute, "fp32" if kind == "mixed" else compute
 

@@ -89,7 +89,8 @@ def prove(
         int | None, typer.Option(min=2, help="Optimizer steps of a run; as the script says.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Logged metric to compare; by default a val…loss.")
+        str | None,
+        typer.Option(help="Logged metric to compare, the lower the better; by default a val…loss."),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="Relative rise of it that the plan may cost.")

@@ -42,6 +42,7 @@ PHASE_OF = {
         ),
         "loss scale",
     ),
+    "ended-by-exception": "run",
 }
 """The phase of each rule there is."""
 

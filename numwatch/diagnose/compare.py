@@ -147,7 +147,7 @@ def parting(a: Doubles, b: Doubles, least: float) -> tuple[int, float] | None:
 def distance(a: Doubles, b: Doubles) -> Doubles:
     """Returns |a - b|, infinite where just one of them is finite, 0 where both are not."""
     finite = np.isfinite(a) & np.isfinite(b)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         apart = np.where(finite, np.abs(a - b), 0.0)
     lone: Bools = np.isfinite(a) != np.isfinite(b)
     return np.where(lone, np.inf, apart)

@@ -14,7 +14,7 @@ from numwatch.recommend.candidates import GEMM_TARGETS
 from numwatch.recommend.choose import choose_module, fitting
 from numwatch.recommend.history import History, read_histories
 from numwatch.recommend.keep import ends_to_keep, first_call, reasons_to_keep, sizes_of
-from numwatch.recommend.masters import choose_masters
+from numwatch.recommend.masters import Masters, choose_masters
 from numwatch.record import Run, open_run
 from numwatch.record.totals import read_totals
 from numwatch.snapshot import SlotInfo
@@ -101,8 +101,16 @@ def _plans(
 def _modules(histories: Mapping[str, History], slots: Mapping[str, SlotInfo]) -> list[str]:
     """The modules that multiply an input with a weight, in the order of data flow."""
     names = dict.fromkeys(history.info.module for history in histories.values())
-    products = [name for name in names if f"{name}:weight" in slots or f"{name}:input" in slots]
+    products = [name for name in names if _multiplies(slots, name)]
     return sorted(products, key=lambda name: first_call(slots, name))
+
+
+def _multiplies(slots: Mapping[str, SlotInfo], module: str) -> bool:
+    """Whether a module may be a product: no embedding, norm or activation that is watched too."""
+    weight = slots.get(f"{module}:weight")
+    if weight is None or weight.module_class.startswith("Embedding"):
+        return False
+    return weight.shape is None or len(weight.shape) > 1
 
 
 def _amp_training(record: Run, progress: Callable[[int], None] | None) -> Training:
@@ -110,9 +118,7 @@ def _amp_training(record: Run, progress: Callable[[int], None] | None) -> Traini
     amp = choose_amp(totals, record.slots, _compute(record))
     masters = choose_masters(record.updates())
     reasons = {"compute": amp.reason}
-    if masters is not None:
-        reasons["weights"] = masters.reason
-    weights = "fp32" if masters is None else masters.weights
+    weights = _weights(masters, amp.compute, scaled=amp.loss_scale is not None, reasons=reasons)
     return Training(
         compute=cast("Width", amp.compute),
         weights=cast("Width", weights),
@@ -123,15 +129,27 @@ def _amp_training(record: Run, progress: Callable[[int], None] | None) -> Traini
 
 def _training(record: Run, target: str) -> Training:
     masters = choose_masters(record.updates())
-    weights = "fp32" if masters is None else masters.weights
-    reasons = {} if masters is None else {"weights": masters.reason}
+    reasons: dict[str, str] = {}
+    compute = _compute(record) if target == "int8-weights" else "bf16"
+    weights = _weights(masters, compute, scaled=False, reasons=reasons)
     if target == "int8-weights":
-        compute = _compute(record)
         reasons["compute"] = "as the run's: only the weights are rounded"
     else:
-        compute = "bf16"
         reasons["compute"] = "products are handed on in BF16, which needs no loss scale"
     return Training(cast("Width", compute), cast("Width", weights), reasons=reasons)
+
+
+def _weights(
+    masters: Masters | None, compute: str, *, scaled: bool, reasons: dict[str, str]
+) -> str:
+    """What weights are stored in: low ones go with the same compute format and no loss scale."""
+    if masters is None:
+        return "fp32"
+    reasons["weights"] = masters.reason
+    if masters.weights in ("fp32", compute) and not (scaled and masters.weights != "fp32"):
+        return masters.weights
+    reasons["weights"] += f"; FP32 ones go with {compute.upper()}"
+    return "fp32"
 
 
 def _compute(record: Run) -> str:

@@ -17,7 +17,7 @@ from numwatch.recommend.thresholds import (
     STATIC_WIDTH,
 )
 from numwatch.record.gradients import gradient_groups
-from numwatch.record.totals import Totals
+from numwatch.record.totals import SlotTotals, Totals
 from numwatch.snapshot import FORWARD_ROLES, SlotInfo, role_of
 
 GROWTH_INTERVAL = 2000
@@ -53,6 +53,9 @@ def choose_amp(totals: Totals, slots: Mapping[str, SlotInfo], compute: str) -> A
     by_slot = totals.by_slot()
     fp16 = get_format("fp16")
     forward = {name: one for name, one in by_slot.items() if role_of(name) in FORWARD_ROLES}
+    left = next((one for name, one in forward.items() if _left_fp16(one, slots.get(name))), None)
+    if left is not None:
+        return Amp("bf16", None, f"{left.slot} left FP16 in this run")
     hot = max(forward.values(), key=lambda one: one.amax, default=None)
     if hot is not None and hot.amax > 0:
         room = math.log2(fp16.max) - math.log2(hot.amax)
@@ -76,6 +79,11 @@ def choose_amp(totals: Totals, slots: Mapping[str, SlotInfo], compute: str) -> A
     )
 
 
+def _left_fp16(totals: SlotTotals, info: SlotInfo | None) -> bool:
+    infinite = totals.posinfs + totals.neginfs > 0
+    return infinite and info is not None and info.format == "fp16"
+
+
 def _no_scale(window: Window) -> str:
     if window.high is None or window.low is None:
         return "what was recorded of the gradients does not tell which loss scale FP16 would need"
@@ -89,13 +97,13 @@ def _loss_scale(low: int, high: int) -> LossScale:
     """The scale to start from: the middle of a wide window for good, else near its top."""
     width = high - low
     if width >= STATIC_WIDTH:
-        exponent = min((low + high + 1) // 2, HIGHEST_START)
+        exponent = max(low, min((low + high + 1) // 2, HIGHEST_START))
         return LossScale(
             2.0**exponent,
             None,
             f"the middle of a window of {width} powers of two: it needs no search",
         )
-    exponent = min(max(high - SCALE_MARGIN, low), HIGHEST_START)
+    exponent = max(low, min(high - SCALE_MARGIN, HIGHEST_START))
     return LossScale(
         2.0**exponent,
         GROWTH_INTERVAL,

@@ -28,8 +28,6 @@ def choose_module(module: str, histories: Mapping[str, History], target: Target)
     Returns:
         The choice, or the module kept as it is with what speaks against the last level.
     """
-    if any(not history.rows for history in histories.values()):
-        return ModulePlan(module, reason="not all of its operands were recorded in full")
     loose = replace(target.limits, flushed_gradient=target.limits.bearable)
     against = ""
     for limits in dict.fromkeys((target.limits, loose)):
@@ -38,7 +36,7 @@ def choose_module(module: str, histories: Mapping[str, History], target: Target)
                 role: _best(histories.get(role), choices, limits)
                 for role, choices in level.operands.items()
             }
-            fault = _first_fault(best, limits)
+            fault = _first_fault(best, limits, histories)
             if fault is None:
                 operands = {
                     role: _operand(histories[role], one, level.operands[role])
@@ -58,12 +56,24 @@ def fitting(target: Target, sizes: Sequence[int]) -> Target | None:
     return Target(levels, target.limits, target.keep_ends) if levels else None
 
 
-def _first_fault(best: Mapping[str, Judged | None], limits: Limits) -> str | None:
+def _first_fault(
+    best: Mapping[str, Judged | None], limits: Limits, histories: Mapping[str, History]
+) -> str | None:
     for role, one in best.items():
-        fault = "was not recorded" if one is None else _fault(one[1], role, limits)
+        unseen = _unseen(histories.get(role))
+        fault = unseen if one is None else _fault(one[1], role, limits)
         if fault is not None:
             return f"{role} {fault}"
     return None
+
+
+def _unseen(history: History | None) -> str:
+    """Why nothing can be said of an operand."""
+    if history is None or not len(history.steps) + history.nonfinite:
+        return "was not recorded"
+    if not history.rows:
+        return "held NaN or infinities, or was not seen in full"
+    return "was zero throughout"
 
 
 def _best(history: History | None, choices: Sequence[Choice], limits: Limits) -> Judged | None:
@@ -105,7 +115,7 @@ def _fault(outcome: Outcome, role: str, limits: Limits) -> str | None:
 
 def _operand(history: History, best: Judged, choices: Sequence[Choice]) -> Operand:
     choice, outcome = best
-    words = [f"flushes {_percent(outcome.flushed)} at the 95 % point of {outcome.steps} steps"]
+    words = [f"flushes {_percent(outcome.flushed)} at the 95 % point of {_steps(outcome.steps)}"]
     if outcome.worst > outcome.flushed:
         words.append(f"at worst {_percent(outcome.worst)} at step {outcome.worst_step}")
     for other in choices:
@@ -113,6 +123,8 @@ def _operand(history: History, best: Judged, choices: Sequence[Choice]) -> Opera
             rival = outcome_of(history, other.format, other.recipe)
             if rival is not None:
                 words.append(_against(rival))
+    if outcome.predicted.flushed.high == 1.0:
+        words.append("FP16 or the lack of counts hides part of it")
     if abs(history.drift) >= DRIFT:
         words.append(f"amax moved {history.drift:+.0f} bits over the run")
     return Operand(
@@ -125,6 +137,10 @@ def _against(rival: Outcome) -> str:
         f"{rival.format.name} {recipe_text(rival.recipe)} would flush {_percent(rival.flushed)} "
         f"with a median error of {rival.predicted.median_relative_error:.2g}"
     )
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'' if count == 1 else 's'}"
 
 
 def _percent(share: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -27,12 +28,15 @@ def reasons_to_keep(slots: Mapping[str, SlotInfo], modules: Sequence[str]) -> di
             reasons[module] = f"not an nn.Linear but {kind}: no library trains it so"
         elif not sizes:
             reasons[module] = "nothing of it was seen"
+        elif first_call(slots, module) == math.inf:
+            reasons[module] = "never called: only its weight was seen"
         elif min(sizes) < NARROW:
             reasons[module] = f"narrow: {sizes[1]} features, {sizes[0]} outputs"
-    if modules:
-        reasons.setdefault(modules[-1], "last layer: its outputs decide the loss directly")
-        if not _embedded_before(slots, modules[0]):
-            reasons.setdefault(modules[0], "first layer: it takes the data as they are")
+    called = [one for one in modules if sizes_of(slots, one) and first_call(slots, one) < math.inf]
+    if called:
+        reasons.setdefault(called[-1], "last layer: its outputs decide the loss directly")
+        if not _embedded_before(slots, called[0]):
+            reasons.setdefault(called[0], "first layer: it takes the data as they are")
     return reasons
 
 
@@ -78,4 +82,4 @@ def first_call(slots: Mapping[str, SlotInfo], module: str) -> float:
         for role in ("input", "output")
         if (info := slots.get(f"{module}:{role}")) is not None and info.order is not None
     ]
-    return min(orders, default=float("inf"))
+    return min(orders, default=math.inf)

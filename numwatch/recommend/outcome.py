@@ -12,10 +12,12 @@ import numpy as np
 from numwatch.formats import BlockFormat, Format
 from numwatch.plan import Prediction
 from numwatch.recipes.blockwise import RowScaling
+from numwatch.recipes.scaling import StaticScaling
 from numwatch.recipes.spec import Recipe
 from numwatch.recommend.history import History, Row
 from numwatch.recommend.predict import DIRECTIONS, Shares, predicted_errors, predicted_shares
 from numwatch.recommend.thresholds import ERROR_ROWS, PERCENTILE
+from numwatch.record.gradients import in_fp16
 from numwatch.stats import Bounded
 
 
@@ -72,7 +74,7 @@ def outcome_of(history: History, fmt: Format | BlockFormat, recipe: Recipe) -> O
         format=fmt,
         recipe=recipe,
         predicted=Prediction(
-            flushed=_pooled([one.flushed for one in shares[0]], weights),
+            flushed=_with_lost(_pooled([one.flushed for one in shares[0]], weights), history),
             saturated=_pooled([one.saturated for one in shares[0]], weights),
             median_relative_error=median(one.median_relative for one in errors),
             sqnr=median(one.sqnr for one in errors),
@@ -88,8 +90,10 @@ def outcome_of(history: History, fmt: Format | BlockFormat, recipe: Recipe) -> O
 def _shares(
     row: Row, fmt: Format | BlockFormat, recipe: Recipe, direction: str, length: int | None
 ) -> Shares:
+    # Seen at a loss scale, and to be trained without one.
+    scale = recipe.scale / row.loss_scale if isinstance(recipe, StaticScaling) else None
     return predicted_shares(
-        row.stats, fmt, recipe, blocks=row.blocks, direction=direction, length=length
+        row.stats, fmt, recipe, blocks=row.blocks, direction=direction, scale=scale, length=length
     )
 
 
@@ -99,6 +103,13 @@ def _lengths(history: History) -> dict[str, int | None]:
     if not shape:
         return dict.fromkeys(DIRECTIONS)
     return {"last": shape[-1], "across": math.prod(shape[:-1])}
+
+
+def _with_lost(share: Bounded, history: History) -> Bounded:
+    """A share of what was seen; of a gradient that FP16 had rounded before, nobody knows more."""
+    if not (history.info.scaled and in_fp16(history.info)):
+        return share
+    return Bounded(share.value, share.low, 1.0)
 
 
 def _pooled(shares: Sequence[Bounded], weights: Sequence[int]) -> Bounded:

@@ -43,7 +43,8 @@ class Proof:
     """What training under a plan came to.
 
     Attributes:
-        figure: What `baseline` and `plan` are: a logged metric, or the loss at the end.
+        figure: What `baseline` and `plan` are, the lower the better: a logged metric, or the loss
+            at the end.
         seeds: The seeds, of which each trained both.
         baseline: The figure for each seed; NaN or inf where the run diverged.
         plan: Likewise.
@@ -66,11 +67,8 @@ class Proof:
 
     @property
     def rises(self) -> tuple[float, ...]:
-        """The plan's figure over the baseline's, less 1, seed by seed."""
-        return tuple(
-            there / here - 1.0 if here else math.inf
-            for here, there in zip(self.baseline, self.plan, strict=True)
-        )
+        """By how much the plan's figure is above the baseline's, relative to it, seed by seed."""
+        return tuple(map(_rise, self.baseline, self.plan))
 
     @property
     def rise(self) -> float:
@@ -100,6 +98,12 @@ class Proof:
             return "holds"
         doubt = 0.0 if math.isnan(self.error) else CERTAINTY * self.error
         return "fails" if self.rise - doubt > self.tolerance else "undecided"
+
+
+def _rise(here: float, there: float) -> float:
+    if here == there:
+        return 0.0
+    return (there - here) / abs(here) if here else math.inf
 
 
 def spread(figures: Sequence[float]) -> tuple[float, float]:

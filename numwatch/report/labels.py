@@ -9,7 +9,7 @@ _WIDTH = 12
 
 def labelled(label: str, text: Text, style: str = "dim") -> Text:
     """Returns the label and, in a column of its own, the text; an empty label goes on."""
-    return Text().append(label.ljust(_WIDTH), style=style).append_text(text)
+    return Text().append(f"{label} ".ljust(_WIDTH), style=style).append_text(text)
 
 
 def labelled_all(label: str, texts: Iterable[Text]) -> list[Text]:

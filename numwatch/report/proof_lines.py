@@ -73,7 +73,9 @@ def _sentence(proof: Proof) -> Text:
         if math.isfinite(proof.error):
             told += f" ± {100 * proof.error:.2g} %"
         told += f" where {100 * proof.tolerance:g} % is allowed"
-    if proof.verdict == "undecided":
+    if not all(map(math.isfinite, proof.baseline)):
+        told = f"the baseline itself diverged: {proof.figure} tells nothing of the plan"
+    elif proof.verdict == "undecided":
         told += "; more seeds would tell"
     return Text(told)
 

@@ -181,3 +181,51 @@ def test_verdicts(baseline, plan, verdict):
 def test_spread_is_the_sample_deviation():
     assert spread((1.0, 3.0)) == (2.0, pytest.approx(math.sqrt(2)))
     assert spread((1.0,)) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "rise"),
+    [(-99.6, -99.5, 0.1 / 99.6), (0.0, 0.0, 0.0), (0.0, 1.0, math.inf), (2.0, 1.0, -0.5)],
+)
+def test_a_rise_has_the_sign_of_what_is_worse(here, there, rise):
+    assert proof((here,), (there,)).rise == pytest.approx(rise)
+
+
+def test_a_baseline_that_diverged_is_said_so():
+    assert "the baseline itself diverged" in proof_lines(proof((math.nan,), (1.0,)))[-1].plain
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"callbacks": None, "plugins": None},
+        {"callbacks": pl.callbacks.ModelCheckpoint()},
+        {"callbacks": [pl.callbacks.LearningRateMonitor(), pl.callbacks.TQDMProgressBar()]},
+        {"precision": None, "plugins": pl.plugins.HalfPrecision("bf16-true")},
+    ],
+)
+def test_arguments_that_trainers_take_are_taken(extra, tmp_path):
+    def made():
+        net, loader, validation, arguments = make()
+        extra_now = {**extra, "default_root_dir": str(tmp_path)}
+        return net, loader, validation, {**arguments, **extra_now}
+
+    plan = planned(training=Training("bf16", "bf16" if "precision" in extra else "fp32"))
+    assert prove(plan, made, out=tmp_path, seeds=1, steps=4).figure == "val_loss"
+
+
+def test_a_second_proof_in_the_same_place_counts_its_own_steps(tmp_path):
+    prove(planned(), make, out=tmp_path, seeds=1, steps=12)
+    assert prove(planned(), make, out=tmp_path, seeds=1, steps=5).steps == 5
+
+
+def test_what_the_plan_can_not_be_is_refused_before_anything_trains(tmp_path):
+    mx = Plan(
+        "int8-weights",
+        modules=(ModulePlan("fc1", {"weight": planned().modules[0].operands["weight"]}),),
+    )
+    with pytest.raises(NumwatchError, match="leaves out input"):
+        prove(mx, make, out=tmp_path / "none", seeds=1, steps=4, real=True)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(NumwatchError, match="one seed or more"):
+        prove(planned(), make, out=tmp_path, seeds=0)

@@ -193,3 +193,78 @@ def test_json_of_a_plan_is_strict(run):
     content = json.loads(export(recommend(run, "nvfp4"), "json"))
     assert content["target"] == "nvfp4"
     assert math.isfinite(content["modules"]["up"]["operands"]["weight"]["predicted"]["sqnr"])
+
+
+def watched(directory, model, x, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with numwatch.watch(
+        model, optimizer, dir=directory, summary=False, every_n_steps=1, strict=True, **options
+    ) as watch:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            watch.step()
+    return {module.module: module for module in recommend(directory, "fp8").modules}
+
+
+class Tail(nn.Module):
+    """A head, and behind it in order of registration what is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(32, 64)
+        self.layer = nn.TransformerEncoderLayer(64, 2, 64, batch_first=True, dropout=0.0)
+        self.head = nn.Linear(64, 64)
+        self.unused = nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.head(self.layer(self.embed(x)))
+
+
+def test_the_last_layer_is_the_last_that_is_called(tmp_path):
+    modules = watched(tmp_path, Tail(), torch.randn(4, 8, 32))
+    assert modules["head"].reason.startswith("last layer")
+    assert modules["embed"].reason.startswith("first layer")
+    assert "never called" in modules["unused"].reason
+    assert not modules["layer.linear1"].kept
+
+
+def test_norms_and_activations_that_are_watched_too_are_no_products(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 64)
+    )
+    modules = watched(tmp_path, model, torch.randn(16, 64), include=["*"])
+    assert list(modules) == ["0", "3", "4"]
+    assert [module.kept for module in modules.values()] == [True, False, True]
+
+
+def test_an_operand_that_is_zero_throughout_is_said_so(tmp_path):
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
+    nn.init.zeros_(model[2].weight)
+    model[2].weight.requires_grad_(False)
+    modules = watched(tmp_path, model, torch.randn(16, 64))
+    assert "grad_output was zero throughout" in modules["1"].reason
+
+
+def test_amp_leaves_fp16_that_was_left(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with numwatch.watch(model, dir=tmp_path, summary=False, every_n_steps=1) as watch:
+        for _ in range(2):
+            with torch.autocast("cpu", torch.float16):
+                loss = model(torch.full((4, 8), 60000.0) * 10).float().sum()
+            loss.nan_to_num(1.0).backward()
+            watch.step()
+    training = recommend(tmp_path, "amp").training
+    assert training.compute == "bf16"
+    assert "FP16" in training.reasons["compute"]
+
+
+def test_low_weights_go_with_their_own_compute_format(tmp_path):
+    pl.seed_everything(0, verbose=False)
+    run = fit(Classifier(lr=0.3, optimizer="sgd"), tmp_path, precision="bf16-true")
+    for target in ("amp", "fp8"):
+        training = recommend(run, target).training
+        assert training.weights in ("fp32", training.compute)
+        assert training.loss_scale is None or training.weights == "fp32"

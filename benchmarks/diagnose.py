@@ -213,16 +213,21 @@ def measure(directory: Path) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    """Writes, measures in another process, prints and keeps the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description: str, results: Path) -> argparse.Namespace:
+    """Returns the arguments of a benchmark of such a record."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--slots", type=int, default=1_000)
     parser.add_argument("--full-every", type=int, default=5, help="1: every row whole")
     parser.add_argument("--keep", type=Path, help="where the record stays; default: nowhere")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=results)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Writes, measures in another process, prints and keeps the figures."""
+    args = arguments(__doc__.splitlines()[0], RESULTS)
     if args.measure:
         print(json.dumps(measure(args.measure)))
         return

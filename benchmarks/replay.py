@@ -7,7 +7,6 @@ Writes the record of `benchmarks/diagnose.py`, its slots all operands of GEMMs. 
 reads it once and replays a few recipes, so that its peak of memory is its own.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 
 import diagnose
-from diagnose import _info, _peak, write
+from diagnose import _info, _peak, arguments, write
 from machine import machine
 from rich.progress import Progress
 
@@ -68,14 +67,7 @@ def measure(directory: Path) -> dict[str, object]:
 
 def main() -> None:
     """Writes, measures in another process, prints and keeps the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--slots", type=int, default=1_000)
-    parser.add_argument("--full-every", type=int, default=5, help="1: every row whole")
-    parser.add_argument("--keep", type=Path, help="where the record stays; default: nowhere")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = arguments(__doc__.splitlines()[0], RESULTS)
     if args.measure:
         print(json.dumps(measure(args.measure)))
         return

@@ -21,22 +21,15 @@ from numwatch.recipes.scaling import CurrentScaling
 from numwatch.recipes.spec import recipe_text
 from numwatch.taps.float8 import is_float8_linear
 
-from ._base import Callback
-from ._torchao import (
-    builds_itself_later,
-    compute_dtype,
-    convert,
-    require_torchao,
-    scaled_mm_fault,
-)
+from ._converting import ConvertingCallback
+from ._torchao import compute_dtype, convert, scaled_mm_fault
 from .emulate import load
-from .scaled_mm import OneDNNOff
 from .training import training_fault
 
 _ELSEWHERE = "`EmulatePrecision` trains under it on any machine"
 
 
-class ApplyPlan(Callback):
+class ApplyPlan(ConvertingCallback):
     """Turns each planned Linear into torchao's `Float8Linear`, with its own formats and scales.
 
     E4M3 and E5M2 with one scale a tensor (`current`) or a row (`rowwise`): what torchao trains in.
@@ -63,35 +56,15 @@ class ApplyPlan(Callback):
 
     def __init__(self, plan: Plan | str, emulate: bool | None = None) -> None:
         self.plan = load(plan)
-        require_torchao("ApplyPlan")
+        super().__init__(emulate)
         self._groups = _groups(self.plan)
-        self.emulate = emulate
-        self.converted: tuple[str, ...] = ()
-        self.emulated: bool | None = None
-        self._onednn = OneDNNOff()
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Converts before strategies wrap the model."""
-        if stage == "fit" and not builds_itself_later(pl_module):
-            self._convert(trainer, pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Converts a model that was only built in `configure_model`; looks at the Trainer."""
-        if builds_itself_later(pl_module):
-            self._convert(trainer, pl_module)
-        if self.emulated is False:
-            self._onednn.enter(trainer.strategy.root_device)
+        """Looks at the Trainer too."""
+        super().on_fit_start(trainer, pl_module)
         fault = training_fault(self.plan, str(trainer.precision), trainer.scaler)
         if fault is not None:
             rank_zero_warn(f"ApplyPlan: {fault}", category=UserWarning)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
-        """Leaves torch's switches as they were."""
-        self._onednn.leave()
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
-        """Likewise."""
-        self._onednn.leave()
 
     def _convert(self, trainer: Any, model: nn.Module) -> None:
         modules = dict(model.named_modules())

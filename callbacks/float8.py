@@ -13,15 +13,8 @@ from torch import nn
 from numwatch.errors import NumwatchError, near
 from numwatch.taps.float8 import is_float8_linear
 
-from ._base import Callback
-from ._torchao import (
-    builds_itself_later,
-    compute_dtype,
-    convert,
-    require_torchao,
-    scaled_mm_fault,
-)
-from .scaled_mm import OneDNNOff
+from ._converting import ConvertingCallback
+from ._torchao import compute_dtype, convert, scaled_mm_fault
 
 RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
 
@@ -29,7 +22,7 @@ RECIPES = ("tensorwise", "rowwise", "rowwise_with_gw_hp")
 _MULTIPLE = 16
 
 
-class Float8Training(Callback):
+class Float8Training(ConvertingCallback):
     """Turns the eligible Linears of a model into torchao's `Float8Linear` for training.
 
     Eligible is an `nn.Linear` (no subclass: its forward would be lost) with both sizes a multiple
@@ -68,34 +61,10 @@ class Float8Training(Callback):
                 f"Float8Training's recipe is one of {', '.join(RECIPES)}; "
                 f"got {recipe!r}{near(recipe, RECIPES)}"
             )
-        require_torchao("Float8Training")
+        super().__init__(emulate)
         self.recipe = recipe
         self.include = include
         self.exclude = exclude
-        self.emulate = emulate
-        self.converted: tuple[str, ...] = ()
-        self.emulated: bool | None = None
-        self._onednn = OneDNNOff()
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Converts before strategies wrap the model, FSDP's hooks would stay on the old modules."""
-        if stage == "fit" and not builds_itself_later(pl_module):
-            self._convert(trainer, pl_module)
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Converts a model that was only built in `configure_model`."""
-        if builds_itself_later(pl_module):
-            self._convert(trainer, pl_module)
-        if self.emulated is False:
-            self._onednn.enter(trainer.strategy.root_device)
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
-        """Leaves torch's switches as they were."""
-        self._onednn.leave()
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:  # noqa: ARG002
-        """Likewise."""
-        self._onednn.leave()
 
     def _convert(self, trainer: Any, model: nn.Module) -> None:
         linears = dict(_linears(model))

@@ -90,16 +90,20 @@ def binade_slope(stats: TensorStats, binade: int) -> float:
         return 0.0
     index = binade - stats.binade_first
     counts = (0, *stats.binades, 0)
-    left, here, right = counts[index], counts[index + 1], counts[index + 2]
+    return density_slope(counts[index], counts[index + 1], counts[index + 2])
+
+
+def density_slope(left: int, here: int, right: int) -> float:
+    """Returns ln of the density's growth per bin, from a bin's count and its neighbours'."""
     if left and right:
-        slope = math.log(right / left) / 2
+        growth = math.log(right / left) / 2
     elif left:
-        slope = math.log(here / left)
+        growth = math.log(here / left)
     elif right:
-        slope = math.log(right / here)
+        growth = math.log(right / here)
     else:
-        slope = 0.0
-    return min(max(slope, -STEEPEST), STEEPEST)
+        growth = 0.0
+    return min(max(growth, -STEEPEST), STEEPEST)
 
 
 def _between(value: float, low: int, high: int, count: int) -> Bounded:

@@ -18,6 +18,7 @@ import torch
 
 from numwatch.formats import get_block_format, round_to_format
 from numwatch.stats.block_layout import CLASSES
+from numwatch.stats.cuts import density_slope
 from numwatch.stats.predict import SMALLEST_SUMSQ, weighted_median
 from numwatch.stats.predict_mx import MANTISSAS, raises
 from numwatch.stats.predict_nvfp4 import tensor_scale
@@ -35,7 +36,6 @@ _POINTS = 32
 """In a cell."""
 _AMAXES = 8
 """Mantissas of amaxes in a class."""
-_STEEPEST = 4.0
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _NVFP4 = get_block_format("nvfp4")
 
@@ -145,7 +145,8 @@ def _cells(blocks: BlockHistogram, k: int, *, amaxes_apart: bool = False) -> tup
     for depth in range(1, len(below) - 1):
         if below[depth]:
             places = _places(depth)
-            density = np.exp(_slope(below[depth - 1], below[depth], below[depth + 1]) * places)
+            slope = density_slope(below[depth + 1], below[depth], below[depth - 1])
+            density = np.exp(slope * places)
             x.append(np.exp2(places - depth))
             count.append(below[depth] * density / density.sum())
     return np.concatenate(x), np.concatenate(count)
@@ -155,19 +156,6 @@ def _places(depth: int) -> Floats:
     """Places in (0, 1], differing from depth to depth lest all meet the same place of the grid."""
     places: Floats = (np.arange(_POINTS) + 1 - depth * _GOLDEN % 1) / _POINTS
     return places
-
-
-def _slope(above: int, here: int, below: int) -> float:
-    """How steeply the density rises: ln of its growth per binade, by the neighbours' counts."""
-    if above and below:
-        slope = math.log(above / below) / 2
-    elif below:
-        slope = math.log(here / below)
-    elif above:
-        slope = math.log(above / here)
-    else:
-        slope = 0.0
-    return min(max(slope, -_STEEPEST), _STEEPEST)
 
 
 def _power(blocks: BlockHistogram, k: int) -> float:

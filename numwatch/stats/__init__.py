@@ -6,7 +6,13 @@ from numwatch.stats.blocks import BlockCounts, BlockHistogram
 from numwatch.stats.bounded import Bounded
 from numwatch.stats.dtypes import WATCHED_DTYPES, is_watched_dtype
 from numwatch.stats.estimate import estimate_flushed
-from numwatch.stats.kernels import accumulate, accumulate_amax, tensor_stats, warm_up
+from numwatch.stats.kernels import (
+    accumulate,
+    accumulate_amax,
+    accumulate_group,
+    tensor_stats,
+    warm_up,
+)
 from numwatch.stats.layout import (
     AMAX,
     AMIN,
@@ -55,6 +61,7 @@ __all__ = [
     "accumulate",
     "accumulate_amax",
     "accumulate_blocks",
+    "accumulate_group",
     "estimate_flushed",
     "is_watched_dtype",
     "merge_rows",

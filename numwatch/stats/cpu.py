@@ -17,10 +17,12 @@ from numwatch.stats.dtypes import LAYOUTS
 from numwatch.stats.layout import (
     AMAX,
     CALLS,
+    COUNTS,
     NANS,
     NEGINFS,
     NUMEL,
     POSINFS,
+    REALS,
     ZEROS,
     Counts,
     Reals,
@@ -39,8 +41,8 @@ _PART = 1 << 19
 """Fewest elements worth a thread of their own: it may be long in coming on a busy machine."""
 
 
-def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
-    """Adds what x shows to one row, int64 [COUNTS] and float64 [REALS]; see `reference`.
+def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
+    """Adds what x shows to one row of int64 [n, COUNTS] and float64 [n, REALS]; see `reference`.
 
     Releases the interpreter's lock while it reads. One row from one thread at a time.
 
@@ -48,23 +50,25 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
         NotWatchedError: See `prepare.dense`.
     """
     flat, left_out = dense(x)
+    counts, reals = counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row]
     sweep = _SWEEPS.get(flat.dtype) or _float8_sweep(flat.dtype)
     bits = bits_of(flat)
-    row = counts.numpy()
+    own = counts.numpy()
     threads = _threads(bits)
     if threads > 1:
         _sweep_in_parts(sweep, bits, counts, reals, threads)
     else:
-        sweep(bits, row, reals.numpy())
-    row[CALLS] += 1
+        sweep(bits, own, reals.numpy())
+    own[CALLS] += 1
     if left_out:
-        row[NUMEL] += left_out
-        row[ZEROS] += left_out
+        own[NUMEL] += left_out
+        own[ZEROS] += left_out
 
 
-def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor) -> None:
+def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
     """Adds x's finite amax, numel and non-finite counts alone to one row; see `reference`."""
     flat, left_out = dense(x)
+    counts, reals = counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row]
     bits = bits_of(flat)
     amax_of = _amax_loop(flat.dtype)
     threads = _threads(bits)
@@ -72,14 +76,14 @@ def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor) -> None:
         parts = in_threads([partial(amax_of, part) for part in np.array_split(bits, threads)])
     else:
         parts = [amax_of(bits)]
-    row, row_reals = counts.numpy(), reals.numpy()
+    own, own_reals = counts.numpy(), reals.numpy()
     for pattern, nans, posinfs, neginfs in parts:
-        row_reals[AMAX] = max(row_reals[AMAX], LAYOUTS[flat.dtype].magnitude(int(pattern)))
-        row[NANS] += nans
-        row[POSINFS] += posinfs
-        row[NEGINFS] += neginfs
-    row[NUMEL] += bits.size + left_out
-    row[CALLS] += 1
+        own_reals[AMAX] = max(own_reals[AMAX], LAYOUTS[flat.dtype].magnitude(int(pattern)))
+        own[NANS] += nans
+        own[POSINFS] += posinfs
+        own[NEGINFS] += neginfs
+    own[NUMEL] += bits.size + left_out
+    own[CALLS] += 1
 
 
 def _threads(bits: Bits) -> int:

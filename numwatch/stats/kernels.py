@@ -28,32 +28,53 @@ if TYPE_CHECKING:
 class Kernel(Protocol):
     """What every kernel offers; see `reference`."""
 
-    def accumulate(self, x: Tensor, counts: Tensor, reals: Tensor) -> None:
+    def accumulate(self, x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
         """Adds all that x shows to one row."""
 
-    def accumulate_amax(self, x: Tensor, counts: Tensor, reals: Tensor) -> None:
+    def accumulate_amax(self, x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
         """Adds x's finite amax, numel and non-finite counts alone to one row."""
 
 
-def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
-    """Adds what x shows to one row, int64 [COUNTS] and float64 [REALS] on x's device.
+def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
+    """Adds what x shows to one row of int64 [n, COUNTS] and float64 [n, REALS] on x's device.
 
     Does not synchronise with a GPU and leaves autograd alone. Rows may be written from several
     threads at once, one row from one thread at a time.
 
+    Args:
+        x: The tensor.
+        counts: Contiguous; of one row alone [COUNTS] will do.
+        reals: Likewise.
+        row: Which of the n rows.
+
     Raises:
         NotWatchedError: See `prepare.dense`.
     """
-    (_cpu_kernel(x.dtype) if x.device.type == "cpu" else reference).accumulate(x, counts, reals)
+    _kernel(x).accumulate(x, counts, reals, row)
 
 
-def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor) -> None:
+def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
     """Adds x's finite amax and numel, and how many elements are NaN or infinite, to one row.
 
     Fills AMAX, NUMEL, NANS, POSINFS, NEGINFS and CALLS; see `accumulate`.
     """
-    kernel = _cpu_kernel(x.dtype) if x.device.type == "cpu" else reference
-    kernel.accumulate_amax(x, counts, reals)
+    _kernel(x).accumulate_amax(x, counts, reals, row)
+
+
+def accumulate_group(
+    tensors: Sequence[Tensor], rows: Sequence[int], counts: Tensor, reals: Tensor, *, full: bool
+) -> None:
+    """Adds each of many tensors of one device to a row of its own, in as few launches as it can.
+
+    Args:
+        tensors: All on the device of `counts` and `reals`.
+        rows: The row of each.
+        counts: int64 [n, COUNTS].
+        reals: float64 [n, REALS].
+        full: Whether as `accumulate` does; else as `accumulate_amax`.
+    """
+    for x, row in zip(tensors, rows, strict=True):
+        (accumulate if full else accumulate_amax)(x, counts, reals, row)
 
 
 def warm_up(dtypes: Sequence[torch.dtype] = WATCHED_DTYPES) -> None:
@@ -61,8 +82,8 @@ def warm_up(dtypes: Sequence[torch.dtype] = WATCHED_DTYPES) -> None:
     counts, reals = new_rows(1)
     for dtype in dtypes:
         x = torch.zeros(1, dtype=dtype)
-        accumulate(x, counts[0], reals[0])
-        accumulate_amax(x, counts[0], reals[0])
+        accumulate(x, counts, reals)
+        accumulate_amax(x, counts, reals)
         accumulate_blocks(x, new_block_rows(1)[0])
     none = torch.zeros(1, 1)
     swallowing(none, none, "bf16")
@@ -81,9 +102,13 @@ def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:
     """
     x = plain(x)
     counts, reals = new_rows(1, x.device)
-    accumulate(x, counts[0], reals[0])
+    accumulate(x, counts, reals)
     stats = unpack_row(counts[0].cpu().numpy(), reals[0].cpu().numpy(), dtype_name(x.dtype))
     return replace(stats, blocks=count_blocks(x, blocks)) if blocks else stats
+
+
+def _kernel(x: Tensor) -> Kernel:
+    return _cpu_kernel(x.dtype) if x.device.type == "cpu" else reference
 
 
 @cache

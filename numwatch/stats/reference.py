@@ -10,11 +10,13 @@ from numwatch.stats.layout import (
     AMIN,
     BINADES,
     CALLS,
+    COUNTS,
     NANS,
     NEGINFS,
     NUMEL,
     POSINFS,
     POW2S,
+    REALS,
     SUM,
     SUMSQ,
     ZEROS,
@@ -27,8 +29,8 @@ _INF = 0x7FF0_0000_0000_0000
 _MANTISSA = 0x000F_FFFF_FFFF_FFFF
 
 
-def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
-    """Adds what x shows to one row, int64 [COUNTS] and float64 [REALS] on x's device.
+def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
+    """Adds what x shows to one row of int64 [n, COUNTS] and float64 [n, REALS] on x's device.
 
     Non-finite elements are counted and enter neither amax nor the sums. Sums are FP64 throughout.
 
@@ -36,6 +38,7 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
         NotWatchedError: See `prepare.dense`.
     """
     flat, left_out = dense(x)
+    counts, reals = counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row]
     counts[NUMEL] += flat.numel() + left_out
     counts[ZEROS] += left_out
     counts[CALLS] += 1
@@ -68,9 +71,10 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor) -> None:
     reals[SUMSQ] += finite_values.square().sum()
 
 
-def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor) -> None:
+def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
     """Adds x's finite amax, numel and non-finite counts alone to one row; see `accumulate`."""
     flat, left_out = dense(x)
+    counts, reals = counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row]
     counts[NUMEL] += flat.numel() + left_out
     counts[CALLS] += 1
     if not flat.numel():

@@ -15,9 +15,9 @@ class Buffers:
 
     Attributes:
         packed: int64 [n * columns], all of it; FP64 columns share its memory bit for bit.
-        counts: A view int64 [COUNTS] for each slot.
-        reals: A view float64 [REALS] for each slot.
-        casts: A view float64 [4] for each slot.
+        counts: int64 [n, COUNTS], a view.
+        reals: float64 [n, REALS], a view.
+        casts: float64 [n, 4], a view.
     """
 
     def __init__(self, n: int, device: torch.device) -> None:
@@ -25,15 +25,13 @@ class Buffers:
             self.packed = torch.empty(
                 n * (COUNTS + REALS + _CASTS), dtype=torch.int64, device=device
             )
-        self._parts = split(self.packed, n)
-        self.counts, self.reals, self.casts = (part.unbind() for part in self._parts)
+        self.counts, self.reals, self.casts = split(self.packed, n)
         self.reset()
 
     def reset(self) -> None:
         """Empties every row in place."""
-        counts, reals, casts = self._parts
-        reset_rows(counts, reals)
-        casts.zero_()
+        reset_rows(self.counts, self.reals)
+        self.casts.zero_()
 
 
 def split(packed: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -107,14 +107,14 @@ class Collector:
         if buffers is None:
             buffers = self._buffers[tensor.device] = Buffers(len(self._slots), tensor.device)
         if self._gate.mode is Mode.FULL:
-            accumulate(tensor, buffers.counts[index], buffers.reals[index])
+            accumulate(tensor, buffers.counts, buffers.reals, index)
             self.operands.see(index, tensor)
             if index in self._casts:
                 self._see_cast(index, tensor, buffers.casts[index])
             if self._compare is not None and self._slots[index].scaled:
                 self._compare(index, tensor)
         else:
-            accumulate_amax(tensor, buffers.counts[index], buffers.reals[index])
+            accumulate_amax(tensor, buffers.counts, buffers.reals, index)
         if self._slots[index].dtype is None:
             self._learn(index, tensor, tap)
 

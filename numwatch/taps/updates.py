@@ -109,6 +109,6 @@ def _sent_rows(infos: Sequence[SlotInfo], samples: Sequence[Tensor]) -> SentRows
         if sample.device not in devices:
             devices[sample.device] = Buffers(len(samples), sample.device)
         buffers = devices[sample.device]
-        accumulate(sample, buffers.counts[index], buffers.reals[index])
+        accumulate(sample, buffers.counts, buffers.reals, index)
     parcel = Parcel([buffers.packed for buffers in devices.values()])
     return SentRows(parcel, infos, {}, full=True)

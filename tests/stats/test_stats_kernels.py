@@ -192,7 +192,7 @@ def test_rows_written_from_many_threads():
     expected = nws.tensor_stats(x)
     counts, reals = nws.new_rows(16)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda i: nws.accumulate(x, counts[i], reals[i]), range(16)))
+        list(pool.map(lambda i: nws.accumulate(x, counts, reals, i), range(16)))
     for i in range(16):
         stats = nws.unpack_row(counts[i].numpy(), reals[i].numpy(), "float32")
         assert stats == expected

@@ -125,7 +125,7 @@ def test_merging_rows_is_merging_statistics():
     xs = [torch.randn(50) * 10.0**i for i in range(4)]
     counts, reals = nws.new_rows(4)
     for i, x in enumerate(xs):
-        nws.accumulate(x, counts[i], reals[i])
+        nws.accumulate(x, counts, reals, i)
     nws.merge_rows(counts[:2], reals[:2], counts[2:], reals[2:])
     for i in range(2):
         merged = nws.unpack_row(counts[i].numpy(), reals[i].numpy(), "float32")

@@ -1,6 +1,8 @@
 """One attempt at a run: what is watched goes to the record, and from there to a person."""
 
 import platform
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -76,6 +78,7 @@ class Session:
         self._stop_on = settings.stop_on
         self._tried = False
         self._told_bytes = 0
+        self._told_blind = False
         self._told_unaudited = not settings.audit
         self._watch: Watch | None = None
         self._recorder: Recorder | None = None
@@ -220,6 +223,7 @@ class Session:
                 self._keep()
                 if self._telling:
                     self._telling.end_step()
+            self._tell_blind()
 
     def pause(self) -> None:
         """Takes the hooks off the modules for a validation, which is not the step's."""
@@ -276,6 +280,23 @@ class Session:
                 self._recorder.event("memory", snapshot.step, bytes=self._told_bytes)
         if everything:
             self._recorder.flush()
+
+    def _tell_blind(self) -> None:
+        """Says once that compiled code calls no hooks."""
+        if self._told_blind or self._watch is None or not self._watch.blind:
+            return
+        self._told_blind = True
+        if "torch._dynamo" not in sys.modules:
+            return  # its modules are just not called, or not yet
+        if self._recorder is not None:
+            self._recorder.event("unseen", 0, note="the model was compiled before")
+        warnings.warn(
+            "numwatch sees no activations: the model's graph was compiled before numwatch was put "
+            "on it, and compiled graphs call no later hooks. Watch it before its first forward in "
+            "training, or call torch.compiler.reset() before the watching starts.",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def _release(self) -> None:
         """Lets go of the model and the record, whatever state either is in."""

@@ -2,7 +2,7 @@
 
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +24,9 @@ from numwatch.taps.optimizers import OptimizerTaps
 from numwatch.taps.parameters import Parameters
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
-from numwatch.taps.selection import select, weight_of
+from numwatch.taps.selection import Tap, select, weight_of
 from numwatch.taps.tape import Tape, loss_scale_column
+from numwatch.taps.traced import Tokens, anchor_on
 from numwatch.taps.updates import UpdateTaps
 
 EVERY_N_STEPS = 50
@@ -128,7 +129,7 @@ class Watch:
         self._scaler: Scaler | None = None
         self._follow([])
         self._handles: list[RemovableHandle] = []
-        self._module_handles: list[RemovableHandle] = []
+        self._module_handles: list[RemovableHandle | Tokens] = []
         self._paused_mode = Mode.OFF
         self._ended: list[EndedStep] = []
         self._deliveries: list[Delivery] = []
@@ -138,6 +139,7 @@ class Watch:
         self._model = model
         self._hooked_weights: set[int] = set()
         self._carried_seconds = 0.0
+        self._recorded = False
         self._known: tuple[tuple[SlotInfo, ...], ...] = ()
         self._slots: tuple[SlotInfo, ...] = ()
 
@@ -156,6 +158,14 @@ class Watch:
     def unaudited(self) -> str | None:
         """Why the operations of no step are noted; None where they are."""
         return self._audit.fault
+
+    @property
+    def blind(self) -> bool:
+        """Whether no module's hook has fired yet, though a recorded step has ended.
+
+        A graph that was traced without hooks never calls any.
+        """
+        return self._recorded and not self._collector.called
 
     @property
     def loss_scale(self) -> Tensor | float:
@@ -218,6 +228,8 @@ class Watch:
         if not self._module_handles:
             self.gate.model = self._model
             self.gate.mode = self._paused_mode
+            for parameter in self._model.parameters():
+                anchor_on(parameter.device)
             self._module_handles = attach_modules(self._taps, self.gate, self._collector)
 
     def begin(self, step: int) -> None:
@@ -238,10 +250,7 @@ class Watch:
             self._handles += attach_weights(
                 self._taps, self.gate, self._collector, self._hooked_weights
             )
-            for tap in self._taps:
-                weight = weight_of(tap.module)
-                if "weight" in tap.slots and weight is not None and not is_lazy(weight):
-                    self._collector.see(tap.slots["weight"], weight, tap)
+            self._collector.see_weights(list(_weights(self._taps)))
         if self._audit_due and self.gate.mode is Mode.FULL:
             self._audit_due = False
             self._audit.start()
@@ -284,6 +293,7 @@ class Watch:
         if self.gate.mode:
             updates = self._updates.take() if self._updates else []
             rows, blocks = self._collector.send()
+            self._recorded = True
             seen = Seen(rows, updates, self._comparison.send(), self._audit.send(), blocks)
         _remove(self.gate.step_handles)
         self.gate.mode = Mode.OFF
@@ -339,7 +349,14 @@ class Watch:
         self._ended = []
 
 
-def _remove(handles: list[RemovableHandle]) -> None:
+def _weights(taps: Sequence[Tap]) -> Iterator[tuple[int, Tensor, Tap]]:
+    for tap in taps:
+        weight = weight_of(tap.module)
+        if "weight" in tap.slots and weight is not None and not is_lazy(weight):
+            yield tap.slots["weight"], weight, tap
+
+
+def _remove(handles: list[RemovableHandle] | list[RemovableHandle | Tokens]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from numwatch.taps.hooks import Hook, outside_graph
+from numwatch.taps.hooks import Hook
 
 
 class Autocast:
@@ -45,7 +45,7 @@ class Autocast:
 
 class _BeforeForward(Hook):
     def __init__(self, autocast: Autocast) -> None:
-        self._look = outside_graph(autocast.look)
+        self._autocast = autocast
 
     def __call__(self, *_: Any) -> None:
-        self._look()
+        self._autocast.look()

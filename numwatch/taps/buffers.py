@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from numwatch.stats.layout import COUNTS, REALS, reset_rows
+from numwatch.stats.layout import COUNTS, REALS, merge_rows, reset_rows
 
 CAST_SCALE, CAST_FLUSHED, CAST_SATURATED, CAST_CALLS = range(4)
 """Columns of what a library's own casts did: the last scale, and sums over the step."""
@@ -27,6 +27,10 @@ class Buffers:
             )
         self.counts, self.reals, self.casts = split(self.packed, n)
         self.reset()
+
+    def merge(self, into: int, row: int) -> None:
+        """Adds one row to another, in place."""
+        merge_rows(self.counts[into], self.reals[into], self.counts[row], self.reals[row])
 
     def reset(self) -> None:
         """Empties every row in place."""

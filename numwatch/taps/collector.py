@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from numwatch.snapshot import GRADIENT_ROLES, Cast, Rows, SlotInfo, format_of_dtype
-from numwatch.stats import accumulate, accumulate_amax, is_watched_dtype, merge_rows
-from numwatch.stats.layout import CALLS
+from numwatch.stats import (
+    accumulate,
+    accumulate_amax,
+    accumulate_group,
+    is_watched_dtype,
+    merge_rows,
+)
+from numwatch.stats.layout import AMAX, AMIN, CALLS, SUM
 from numwatch.taps.buffers import (
     CAST_CALLS,
     CAST_FLUSHED,
@@ -25,7 +31,8 @@ from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import is_transformed
 from numwatch.taps.operands import OperandTaps, SentBlocks
 from numwatch.taps.parcel import Parcel
-from numwatch.taps.selection import Tap
+from numwatch.taps.selection import PARAMETER_ROLES, Tap
+from numwatch.taps.sightings import Sightings
 
 Array = npt.NDArray[Any]
 
@@ -62,6 +69,7 @@ class Collector:
         self._order = 0
         self.turn = 0
         self._turns = [0] * len(self._slots)
+        self._sightings = Sightings(len(self._slots))
         self._buffers: dict[torch.device, Buffers] = {}
         self._casts = {
             tap.slots[role]: cast
@@ -88,6 +96,15 @@ class Collector:
         return self._known
 
     @property
+    def called(self) -> bool:
+        """Whether a tensor was seen that only a module's own hooks see; True where none is tapped.
+
+        Weights and their gradients are seen without.
+        """
+        own = [slot for slot in self._slots if slot.role not in PARAMETER_ROLES]
+        return not own or any(slot.dtype is not None for slot in own)
+
+    @property
     def bytes(self) -> int:
         """Memory the rows take."""
         rows = sum(buffers.packed.nbytes for buffers in self._buffers.values())
@@ -101,22 +118,46 @@ class Collector:
         """
         if not is_watched_dtype(tensor.dtype) or tensor.is_nested or is_transformed(tensor):
             return
-        tensor = tensor.detach()
-        self._turns[index] = self.turn
-        buffers = self._buffers.get(tensor.device)
-        if buffers is None:
-            buffers = self._buffers[tensor.device] = Buffers(len(self._slots), tensor.device)
-        if self._gate.mode is Mode.FULL:
-            accumulate(tensor, buffers.counts, buffers.reals, index)
-            self.operands.see(index, tensor)
-            if index in self._casts:
-                self._see_cast(index, tensor, buffers.casts[index])
-            if self._compare is not None and self._slots[index].scaled:
-                self._compare(index, tensor)
+        if self._sightings.follow(index, tensor):
+            self._turns[index] = self.turn
+            self._see_more(index, tensor, tap, None)
         else:
-            accumulate_amax(tensor, buffers.counts, buffers.reals, index)
-        if self._slots[index].dtype is None:
-            self._learn(index, tensor, tap)
+            for follower in self._sightings.note(index, tensor):
+                self._buffers_on(tensor.device).merge(follower, index)
+            self._pass(index, tensor, tap, None)
+
+    def see_compiled(self, index: int, tensor: Tensor, tap: Tap, autocast: str) -> None:
+        """Does the same for a tensor that compiled code hands over.
+
+        Compiled code uses memory again without telling torch's version counters, so each tensor
+        has a pass of its own.
+
+        Args:
+            index: The slot's.
+            tensor: What was caught.
+            tap: The module.
+            autocast: Dtype of the autocast that the module was called under, "" for none.
+        """
+        if is_watched_dtype(tensor.dtype):
+            for follower in self._sightings.note(index, None):
+                self._buffers_on(tensor.device).merge(follower, index)
+            self._pass(index, tensor, tap, autocast)
+
+    def see_weights(self, weights: Sequence[tuple[int, Tensor, Tap]]) -> None:
+        """Adds many tensors, each to the row of a slot that has seen nothing in this step."""
+        groups: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
+        full = self._gate.mode is Mode.FULL
+        for index, weight, tap in weights:
+            if not is_watched_dtype(weight.dtype):
+                continue
+            tensors, rows = groups.setdefault(weight.device, ([], []))
+            tensors.append(weight)
+            rows.append(index)
+            self._sightings.note(index, weight)
+            self._see_more(index, weight, tap, None)
+        for device, (tensors, rows) in groups.items():
+            buffers = self._buffers_on(device)
+            accumulate_group(tensors, rows, buffers.counts, buffers.reals, full=full)
 
     def send(self) -> tuple["SentRows", SentBlocks | None]:
         """Sends the rows to the host in one packed copy a device, and starts empty ones.
@@ -125,12 +166,39 @@ class Collector:
         """
         blocks = self.operands.send(self._turns)
         parcel = Parcel([buffers.packed for buffers in self._buffers.values()])
+        followed = self._sightings.take()
         for buffers in self._buffers.values():
             buffers.reset()
         full = self._gate.mode is Mode.FULL
         turns, self._turns, self.turn = self._turns, [0] * len(self._slots), 0
-        rows = SentRows(parcel, self._slots, dict(self._cast_formats), turns, full=full)
+        casts = dict(self._cast_formats)
+        rows = SentRows(parcel, self._slots, casts, turns, followed, full=full)
         return rows, blocks
+
+    def _buffers_on(self, device: torch.device) -> Buffers:
+        buffers = self._buffers.get(device)
+        if buffers is None:
+            buffers = self._buffers[device] = Buffers(len(self._slots), device)
+        return buffers
+
+    def _pass(self, index: int, tensor: Tensor, tap: Tap, autocast: str | None) -> None:
+        self._turns[index] = self.turn
+        buffers = self._buffers_on(tensor.device)
+        add = accumulate if self._gate.mode is Mode.FULL else accumulate_amax
+        add(tensor, buffers.counts, buffers.reals, index)
+        self._see_more(index, tensor, tap, autocast)
+
+    def _see_more(self, index: int, tensor: Tensor, tap: Tap, autocast: str | None) -> None:
+        """What is wanted of a slot beside its row, and what there is to learn of it once."""
+        if self._gate.mode is Mode.FULL:
+            tensor = tensor.detach()
+            self.operands.see(index, tensor)
+            if index in self._casts:
+                self._see_cast(index, tensor, self._buffers_on(tensor.device).casts[index])
+            if self._compare is not None and self._slots[index].scaled:
+                self._compare(index, tensor)
+        if self._slots[index].dtype is None:
+            self._learn(index, tensor, tap, autocast)
 
     def _see_cast(self, index: int, tensor: Tensor, row: Tensor) -> None:
         name, scale, flushed, saturated = self._casts[index](tensor)
@@ -140,7 +208,7 @@ class Collector:
         row[CAST_SATURATED] += saturated
         row[CAST_CALLS] += 1
 
-    def _learn(self, index: int, tensor: Tensor, tap: Tap) -> None:
+    def _learn(self, index: int, tensor: Tensor, tap: Tap, autocast: str | None) -> None:
         self._known = None
         slot = self._slots[index] = replace(
             self._slots[index],
@@ -149,10 +217,10 @@ class Collector:
             order=self._order,
         )
         self._order += 1
-        device = tensor.device.type
-        if slot.role in ("input", "output") and torch.is_autocast_enabled(device):
-            dtype = str(torch.get_autocast_dtype(device))
-            self._compute_formats.setdefault(tap.path, format_of_dtype(dtype))
+        if slot.role in ("input", "output"):
+            autocast = autocast_on(tensor.device.type) if autocast is None else autocast
+            if autocast:
+                self._compute_formats.setdefault(tap.path, format_of_dtype(autocast))
 
     def _format_of(self, index: int, slot: SlotInfo) -> str | None:
         if index in self._cast_formats:
@@ -161,6 +229,11 @@ class Collector:
         if gemm in self._compute_formats:
             return self._compute_formats[gemm]
         return format_of_dtype(slot.dtype) if slot.dtype else None
+
+
+def autocast_on(device: str) -> str:
+    """Returns the dtype of the autocast in force for a kind of device, or "" for none."""
+    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
 
 
 class SentRows:
@@ -176,6 +249,7 @@ class SentRows:
         slots: Sequence[SlotInfo],
         cast_formats: dict[int, str],
         turns: Sequence[int] = (),
+        followed: Sequence[tuple[int, int]] = (),
         *,
         full: bool,
     ) -> None:
@@ -184,6 +258,7 @@ class SentRows:
         self._scaled = np.array([slot.role in GRADIENT_ROLES for slot in slots], dtype=bool)
         self._cast_formats = cast_formats
         self._turns = np.array(turns or [0] * len(slots), dtype=np.int64)
+        self._followed = np.array(followed, dtype=np.int64).reshape(-1, 2)
         self._full = full
 
     def rows(self, loss_scales: Sequence[float] = (1.0,)) -> Rows:
@@ -213,7 +288,10 @@ class SentRows:
         for more_counts, more_reals, more_casts in devices[1:]:
             merge_rows(counts, reals, more_counts, more_reals)
             casts += more_casts  # a slot's casts run on one device, the others hold zeros
-        return counts.numpy(), reals.numpy(), casts.numpy()
+        own_counts, own_reals = counts.numpy(), reals.numpy()
+        if len(self._followed):
+            _add_followed(own_counts, own_reals, self._followed)
+        return own_counts, own_reals, casts.numpy()
 
     def _cast(self, index: int, row: Array) -> Cast | None:
         if not row[CAST_CALLS]:
@@ -224,3 +302,13 @@ class SentRows:
             flushed=int(row[CAST_FLUSHED]),
             saturated=int(row[CAST_SATURATED]),
         )
+
+
+def _add_followed(counts: Array, reals: Array, followed: Array) -> None:
+    """Adds to the row of each follower that of the slot it follows, as that was before any."""
+    own, first = followed.T
+    more_counts, more_reals = counts[first], reals[first]
+    np.add.at(counts, own, more_counts)
+    np.maximum.at(reals[:, AMAX], own, more_reals[:, AMAX])
+    np.minimum.at(reals[:, AMIN], own, more_reals[:, AMIN])
+    np.add.at(reals[:, SUM:], own, more_reals[:, SUM:])

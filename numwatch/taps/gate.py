@@ -3,8 +3,10 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from enum import IntEnum
+from types import TracebackType
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,25 +53,9 @@ class Gate:
             return False
         return torch.is_grad_enabled() or self.model is None or self.model.training
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> "_Watching":
         """Charges the enclosed work to numwatch, and keeps its errors away from the run."""
-        start = time.perf_counter_ns()
-        self._depth += 1
-        try:
-            # Selective checkpointing, for one, counts the operations it sees: ours are not its.
-            modes = torch._C._len_torch_dispatch_stack()  # noqa: SLF001
-            with _disable_current_modes() if modes else nullcontext():
-                yield
-        except Exception as error:
-            if self.strict:
-                raise
-            self._break(error)
-        finally:
-            self._depth -= 1
-            if self._depth == 0:
-                self._spent_ns += time.perf_counter_ns() - start
-                self.settle()
+        return _Watching(self)
 
     @contextmanager
     def hooks_stay(self) -> Iterator[None]:
@@ -100,6 +86,32 @@ class Gate:
         spent, self._spent_ns = self._spent_ns, 0
         return spent * 1e-9
 
+    def enter(self) -> None:
+        """Begins work of numwatch's own; see `watching`."""
+        self._depth += 1
+
+    def leave(self, start: int, error: BaseException | None) -> bool:
+        """Ends it.
+
+        Args:
+            start: When it began, by `perf_counter_ns`.
+            error: What ended it, if it did not end by itself.
+
+        Returns:
+            Whether the error has been dealt with.
+        """
+        caught = False
+        try:
+            if isinstance(error, Exception) and not self.strict:
+                caught = True
+                self._break(error)
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._spent_ns += time.perf_counter_ns() - start
+                self.settle()
+        return caught
+
     def _break(self, error: Exception) -> None:
         self.mode = Mode.OFF
         if self.broken:
@@ -114,3 +126,31 @@ class Gate:
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+class _Watching:
+    """`Gate.watching`: a class, as a generator would take longer than many a pass."""
+
+    __slots__ = ("_gate", "_modes", "_start")
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._modes: AbstractContextManager[Any] | None = None
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter_ns()
+        self._gate.enter()
+        # Selective checkpointing, for one, counts the operations it sees: ours are not its.
+        if torch._C._len_torch_dispatch_stack():  # noqa: SLF001
+            self._modes = _disable_current_modes()
+            self._modes.__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if self._modes is not None:
+            self._modes.__exit__(kind, error, trace)
+        return self._gate.leave(self._start, error)

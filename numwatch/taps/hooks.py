@@ -1,8 +1,7 @@
 """Hook objects that a model may carry without taking numwatch along when copied or pickled."""
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,22 +39,10 @@ def is_transformed(tensor: Tensor) -> bool:
     return wrapped
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def outside_graph(function: Function) -> Function:
-    """Keeps a hook's work out of compiled graphs: it breaks them instead of being traced.
-
-    Nobody compiles before Dynamo is imported, and importing it costs a second.
-    """
-    if "torch._dynamo" not in sys.modules:
-        return function
-    disabled: Function = torch.compiler.disable(function)
-    return disabled
-
-
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Yields each distinct tensor in nested tuples, lists and mappings, in order."""
+    if isinstance(value, Tensor):  # what most modules return
+        return iter((value,))
     return _distinct(value, set())
 
 

@@ -5,25 +5,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
-from numwatch.taps.hooks import Hook, in_backward, outside_graph, tensors_in
+from numwatch.taps.hooks import Hook, in_backward, tensors_in
 from numwatch.taps.selection import PARAMETER_ROLES, Tap, weight_of
+from numwatch.taps.traced import Tokens
+from numwatch.taps.tracing import TracedModule, own_of_attention
 
 
-def attach_modules(taps: Sequence[Tap], gate: Gate, collector: Collector) -> list[RemovableHandle]:
+def attach_modules(
+    taps: Sequence[Tap], gate: Gate, collector: Collector
+) -> list[RemovableHandle | Tokens]:
     """Hooks every tapped module for the whole fit; the gate decides step by step what they do."""
-    handles = []
+    handles: list[RemovableHandle | Tokens] = []
     for tap in taps:
+        if tap.slots.keys() <= set(PARAMETER_ROLES):
+            continue
+        traced = TracedModule(tap, gate, collector)
+        handles.append(traced.tokens)
         if tap.aliases_input:
-            handles.append(tap.module.register_forward_pre_hook(_AliasInput(tap, gate, collector)))
-        if not tap.slots.keys() <= set(PARAMETER_ROLES):
-            handles.append(
-                tap.module.register_forward_hook(_Forward(tap, gate, collector), with_kwargs=True)
-            )
+            alias = _AliasInput(tap, gate, collector, traced)
+            handles.append(tap.module.register_forward_pre_hook(alias))
+        forward = _Forward(tap, gate, collector, traced)
+        handles.append(tap.module.register_forward_hook(forward, with_kwargs=True))
     return handles
 
 
@@ -54,15 +62,14 @@ class _AliasInput(Hook):
     no arithmetic, so the training stays bitwise the same.
     """
 
-    def __init__(self, tap: Tap, gate: Gate, collector: Collector) -> None:
-        self._gate, self._collector = gate, collector
+    def __init__(self, tap: Tap, gate: Gate, collector: Collector, traced: TracedModule) -> None:
+        self._gate, self._collector, self._traced = gate, collector, traced
         self._index, self._tap = tap.slots["grad_input"], tap
-        self._alias = outside_graph(self._alias_first)
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self._gate.mode or not args:
-            return None
-        return self._alias(args)
+        if is_compiling():
+            return self._traced.before(args)
+        return self._alias_first(args) if self._gate.mode and args else None
 
     def _alias_first(self, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x = args[0]
@@ -79,30 +86,32 @@ class _AliasInput(Hook):
 class _Forward(Hook):
     """Sees a module's inputs and outputs, and hooks the gradients of its outputs."""
 
-    def __init__(self, tap: Tap, gate: Gate, collector: Collector) -> None:
-        self._tap, self._gate, self._collector = tap, gate, collector
+    def __init__(self, tap: Tap, gate: Gate, collector: Collector, traced: TracedModule) -> None:
+        self._tap, self._gate, self._collector, self._traced = tap, gate, collector, traced
         slots = tap.slots
         self._input, self._output = slots.get("input"), slots.get("output")
         self._grad_output = slots.get("grad_output")
         self._grad_input = None if tap.aliases_input else slots.get("grad_input")
-        self._see = outside_graph(self._see_all)
+        self._of_attention = isinstance(tap.module, nn.MultiheadAttention)
 
     def __call__(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
-    ) -> None:
+    ) -> object:
+        if is_compiling():
+            return self._traced.after(args, kwargs, output)
         if self._gate.open:
             self._see(args, kwargs, output)
+        return None
 
-    def _see_all(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        if isinstance(self._tap.module, nn.MultiheadAttention):
-            # Not the masks, whose -inf are meant, nor the attention weights.
-            args, output = args[:3], output[0] if isinstance(output, tuple) else output
-            kwargs = {name: kwargs[name] for name in ("query", "key", "value") if name in kwargs}
+    def _see(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+        if self._of_attention:
+            args, kwargs, output = own_of_attention(args, kwargs, output)
         with self._gate.watching():
             # Activation checkpointing runs the forward again inside backward. Its numbers are
             # known already; only reentrant checkpoints need its gradient hooks.
             first = not in_backward()
-            self._each((args, kwargs), self._input if first else None, self._grad_input)
+            given = (*args, *kwargs.values()) if kwargs else args
+            self._each(given, self._input if first else None, self._grad_input)
             self._each(output, self._output if first else None, self._grad_output)
 
     def _each(self, value: object, forward: int | None, gradient: int | None) -> None:

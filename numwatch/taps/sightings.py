@@ -1,0 +1,91 @@
+"""Which tensors have been passed over in the step under way, so that none is passed over twice."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """A tensor as it was passed over, and the slot whose row it went to."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    contiguous: bool
+    index: int
+
+
+class Sightings:
+    """The passes of a step by the memory they read.
+
+    A tensor that one module hands to the next, or to three projections, perhaps as a view, is the
+    same numbers: its later slots follow the first, and take them from its row once that is on the
+    host. Memory holds the same numbers as long as a tensor keeps it alive and torch's version
+    counter has not moved; what writes through `.data` moves none, and is not noticed.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._passes = [0] * n
+        self._by_address: dict[tuple[int, torch.dtype], _Pass] = {}
+        self._followers: dict[int, list[int]] = {}
+
+    def follow(self, index: int, tensor: Tensor) -> bool:
+        """Has a slot follow the one that has seen the same numbers; False where it needs a pass."""
+        if not _is_plain(tensor):
+            return False
+        before = self._by_address.get((tensor.data_ptr(), tensor.dtype))
+        if before is None or self._passes[before.index] != 1 or not _is_same(before, tensor):
+            return False
+        self._followers.setdefault(before.index, []).append(index)
+        return True
+
+    def note(self, index: int, tensor: Tensor | None) -> Sequence[int]:
+        """Takes note of a pass that is about to go to a slot's row.
+
+        Args:
+            index: The slot's.
+            tensor: What is passed over; None where its memory may change unnoticed.
+
+        Returns:
+            The slots that followed this one until now: its row, as it is, must be added to theirs.
+        """
+        self._passes[index] += 1
+        if tensor is not None and _is_plain(tensor):
+            self._by_address[tensor.data_ptr(), tensor.dtype] = _Pass(
+                weakref.ref(tensor),
+                tensor._version,  # noqa: SLF001  # documented with autograd's in-place checks
+                tensor.shape,
+                tensor.stride(),
+                tensor.is_contiguous(),
+                index,
+            )
+        return self._followers.pop(index, ()) if self._followers else ()
+
+    def take(self) -> list[tuple[int, int]]:
+        """Returns each follower with the slot it follows, and starts a new step."""
+        pairs = [(own, first) for first, owns in self._followers.items() for own in owns]
+        self._passes = [0] * len(self._passes)
+        self._by_address.clear()
+        self._followers.clear()
+        return pairs
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference()
+
+
+def _is_same(before: _Pass, tensor: Tensor) -> bool:
+    first = before.tensor()
+    if first is None or first.data_ptr() != tensor.data_ptr():
+        return False
+    if before.version != tensor._version or first._version != before.version:  # noqa: SLF001
+        return False
+    if before.shape == tensor.shape:
+        return before.stride == tensor.stride()
+    # Elements are counted in any order: another shape of the same whole is the same.
+    return before.contiguous and tensor.is_contiguous() and before.shape.numel() == tensor.numel()

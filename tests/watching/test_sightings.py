@@ -1,0 +1,141 @@
+"""A tensor that several slots see is passed over once, and each of them has its numbers."""
+
+import pytest
+import torch
+from torch import nn
+
+import numwatch
+from numwatch.taps import collector
+from numwatch.taps.gate import Gate
+from numwatch.taps.sightings import Sightings
+from numwatch.watch import Schedule, Watch
+
+
+class Shared(nn.Module):
+    """One norm's output goes to three projections, one of them twice, and through a view."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.q, self.k, self.v = (nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.deep = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+
+    def forward(self, x):
+        n = self.norm(x)
+        return self.deep(self.q(n) * self.k(n) + self.v(n) + self.k(n.view(2, -1, 8)).view_as(n))
+
+
+def seen_in(model, x, mode=Schedule(1, 0), steps=1):
+    watch = Watch(model, Gate(strict=True), mode)
+    watch.attach()
+    for step in range(steps):
+        watch.begin(step)
+        model(x).square().sum().backward()
+        watch.end()
+    watch.detach()
+    return [{r.slot: r.stats for r in s.rows} for s in watch.collect(everything=True) if s.rows]
+
+
+@pytest.mark.parametrize("mode", [Schedule(1, 0), Schedule(1000, 1)])
+def test_rows_are_those_of_a_pass_each(monkeypatch, mode):
+    model, x = Shared(), torch.randn(4, 8)
+    steps = 1 if mode.every_n_steps == 1 else 3
+    found = seen_in(model, x, mode, steps)
+    monkeypatch.setattr(Sightings, "follow", lambda *_: False)
+    expected = seen_in(model, x, mode, steps)
+    assert found == expected
+    assert found[0]["k:input"].numel == 64
+
+
+def test_a_shared_tensor_is_passed_over_once(monkeypatch):
+    passes = []
+    monkeypatch.setattr(
+        collector,
+        "accumulate",
+        lambda x, counts, reals, row: (
+            passes.append(row),
+            numwatch.stats.accumulate(x, counts, reals, row),
+        ),
+    )
+    model = Shared()
+    watch = Watch(model, Gate(strict=True), Schedule(1, 0))
+    names = [slot.slot for slot in watch.slots]
+    watch.attach()
+    watch.begin(0)
+    model(torch.randn(4, 8))
+    watch.end()
+    watch.detach()
+    assert sorted(names[row] for row in passes) == [
+        "deep.0:input",
+        "deep.0:output",  # which is deep.1's input
+        "deep.1:output",
+        *["k:output"] * 2,
+        "norm:output",  # the input of q, k and v, k's second time as a view
+        "q:output",
+        "v:output",
+    ]
+
+
+class InPlace(nn.Module):
+    def __init__(self, write):
+        super().__init__()
+        self.first, self.second, self.write = nn.Linear(4, 4), nn.Linear(4, 4), write
+
+    def forward(self, x):
+        y = self.first(x)
+        with torch.no_grad():
+            self.write(y)
+        return self.second(y)
+
+
+@pytest.mark.parametrize("write", [lambda y: y.zero_(), lambda y: y[0].zero_()])
+def test_what_was_written_to_in_between_is_passed_over_again(write):
+    (rows,) = seen_in(InPlace(write), torch.randn(3, 4))
+    assert rows["first:output"].zeros == 0
+    assert rows["second:input"].zeros >= 4
+
+
+def test_memory_that_was_freed_is_another_tensor():
+    sightings = Sightings(2)
+    x = torch.ones(8)
+    assert not sightings.follow(0, x)
+    sightings.note(0, x)
+    assert sightings.follow(1, x.view(2, 4))
+    address = x.data_ptr()
+    del x
+    y = torch.empty(0).set_(torch.zeros(8).untyped_storage())
+    sightings._by_address[y.data_ptr(), y.dtype] = sightings._by_address[address, y.dtype]
+    assert not sightings.follow(1, y)
+
+
+def test_a_row_with_a_second_pass_is_followed_no_more():
+    sightings = Sightings(3)
+    x, y = torch.ones(8), torch.zeros(8)
+    sightings.note(0, x)
+    assert sightings.follow(1, x)
+    assert list(sightings.note(0, y)) == [1]  # whose row must take that of 0 now
+    assert not sightings.follow(2, x)
+    assert not sightings.follow(2, y)
+    assert sightings.take() == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        (lambda x: x, lambda x: x.view(-1), True),
+        (lambda x: x, lambda x: x.detach(), True),
+        (lambda x: x, lambda x: x[:2], False),
+        (lambda x: x, lambda x: x.mT, False),
+        (lambda x: x.mT, lambda x: x.mT, True),
+        (lambda x: x[:, ::2], lambda x: x[:, ::2], True),
+        (lambda x: x[:2], lambda x: x[:, :2], False),
+        (lambda x: x, lambda x: x.view(torch.int32).view(torch.float32), True),
+        (lambda x: x, lambda x: x.view(torch.bfloat16), False),
+    ],
+)
+def test_views_are_the_same_where_they_hold_the_same_elements(first, second, same):
+    x = torch.randn(4, 4)
+    sightings = Sightings(2)
+    seen = first(x)
+    sightings.note(0, seen)
+    assert sightings.follow(1, second(x)) is same

@@ -11,6 +11,9 @@ from numwatch.taps.sightings import Sightings
 from numwatch.watch import Schedule, Watch
 
 
+EVERY_STEP = Schedule(1, 0)
+
+
 class Shared(nn.Module):
     """One norm's output goes to three projections, one of them twice, and through a view."""
 
@@ -25,7 +28,7 @@ class Shared(nn.Module):
         return self.deep(self.q(n) * self.k(n) + self.v(n) + self.k(n.view(2, -1, 8)).view_as(n))
 
 
-def seen_in(model, x, mode=Schedule(1, 0), steps=1):
+def seen_in(model, x, mode=EVERY_STEP, steps=1):
     watch = Watch(model, Gate(strict=True), mode)
     watch.attach()
     for step in range(steps):

@@ -124,6 +124,8 @@ class Rows:
 
 def join_rows(parts: Sequence[Rows]) -> Rows:
     """Returns the rows of all parts, which were measured alike; at least one."""
+    if len(parts) == 1:
+        return parts[0]
     return Rows(
         slots=tuple(slot for part in parts for slot in part.slots),
         counts=np.concatenate([part.counts for part in parts]),

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from numwatch.stats.layout import COUNTS, REALS, merge_rows, reset_rows
+from numwatch.stats.layout import AMIN, COUNTS, REALS, merge_rows
 
 CAST_SCALE, CAST_FLUSHED, CAST_SATURATED, CAST_CALLS = range(4)
 """Columns of what a library's own casts did: the last scale, and sums over the step."""
@@ -21,21 +21,34 @@ class Buffers:
     """
 
     def __init__(self, n: int, device: torch.device) -> None:
-        with torch.inference_mode(mode=False):
-            self.packed = torch.empty(
-                n * (COUNTS + REALS + _CASTS), dtype=torch.int64, device=device
-            )
-        self.counts, self.reals, self.casts = split(self.packed, n)
-        self.reset()
+        self._n, self._device = n, device
+        self._allocate()
 
     def merge(self, into: int, row: int) -> None:
         """Adds one row to another, in place."""
         merge_rows(self.counts[into], self.reals[into], self.counts[row], self.reals[row])
 
-    def reset(self) -> None:
-        """Empties every row in place."""
-        reset_rows(self.counts, self.reals)
-        self.casts.zero_()
+    def release(self) -> Tensor:
+        """Returns all rows, nobody else's from now on, and starts empty ones.
+
+        Those on an accelerator stay in their place, which captured graphs write to.
+        """
+        if self._device.type == "cpu":
+            released = self.packed
+            self._allocate()
+        else:
+            released = self.packed.clone()
+            self.packed.zero_()
+            self.reals[:, AMIN] = torch.inf
+        return released
+
+    def _allocate(self) -> None:
+        with torch.inference_mode(mode=False):
+            self.packed = torch.zeros(
+                self._n * (COUNTS + REALS + _CASTS), dtype=torch.int64, device=self._device
+            )
+        self.counts, self.reals, self.casts = split(self.packed, self._n)
+        self.reals[:, AMIN] = torch.inf
 
 
 def split(packed: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:

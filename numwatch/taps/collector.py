@@ -62,6 +62,8 @@ class Collector:
             compare: Called with the index and tensor of each gradient on full steps.
         """
         self._slots = list(slots)
+        self._names = tuple(slot.slot for slot in slots)
+        self._scaled = np.array([slot.role in GRADIENT_ROLES for slot in slots], dtype=bool)
         self.operands = OperandTaps(taps, slots)
         self._gate = gate
         self._compare = compare
@@ -165,14 +167,17 @@ class Collector:
         Block rows travel beside them on the steps that count blocks.
         """
         blocks = self.operands.send(self._turns)
-        parcel = Parcel([buffers.packed for buffers in self._buffers.values()])
-        followed = self._sightings.take()
-        for buffers in self._buffers.values():
-            buffers.reset()
-        full = self._gate.mode is Mode.FULL
-        turns, self._turns, self.turn = self._turns, [0] * len(self._slots), 0
-        casts = dict(self._cast_formats)
-        rows = SentRows(parcel, self._slots, casts, turns, followed, full=full)
+        packed = [buffers.release() for buffers in self._buffers.values()]
+        rows = SentRows(
+            Parcel(packed, owned=True),
+            self._names,
+            self._scaled,
+            dict(self._cast_formats),
+            self._turns,
+            self._sightings.take(),
+            full=self._gate.mode is Mode.FULL,
+        )
+        self._turns, self.turn = [0] * len(self._slots), 0
         return rows, blocks
 
     def _buffers_on(self, device: torch.device) -> Buffers:
@@ -246,7 +251,8 @@ class SentRows:
     def __init__(
         self,
         parcel: Parcel,
-        slots: Sequence[SlotInfo],
+        names: tuple[str, ...],
+        scaled: Array,
         cast_formats: dict[int, str],
         turns: Sequence[int] = (),
         followed: Sequence[tuple[int, int]] = (),
@@ -254,10 +260,10 @@ class SentRows:
         full: bool,
     ) -> None:
         self.parcel = parcel
-        self.names = [slot.slot for slot in slots]
-        self._scaled = np.array([slot.role in GRADIENT_ROLES for slot in slots], dtype=bool)
+        self.names = names
+        self._scaled = scaled
         self._cast_formats = cast_formats
-        self._turns = np.array(turns or [0] * len(slots), dtype=np.int64)
+        self._turns = np.array(turns or [0] * len(names), dtype=np.int64)
         self._followed = np.array(followed, dtype=np.int64).reshape(-1, 2)
         self._full = full
 
@@ -269,15 +275,19 @@ class SentRows:
         """
         counts, reals, casts = self._merged()
         scales = np.asarray(loss_scales)[np.minimum(self._turns, len(loss_scales) - 1)]
+        own_scales: Array = np.where(self._scaled, scales, 1.0)
         seen = np.flatnonzero(counts[:, CALLS])
-        return Rows(
-            slots=tuple(self.names[i] for i in seen),
-            counts=counts[seen],
-            reals=reals[seen],
-            loss_scales=np.where(self._scaled, scales, 1.0)[seen],
-            casts=tuple(self._cast(int(i), casts[i]) for i in seen),
-            full=self._full,
-        )
+        if len(seen) == len(self.names):
+            names = self.names
+        else:
+            names = tuple(self.names[i] for i in seen.tolist())
+            counts, reals, casts = counts[seen], reals[seen], casts[seen]
+            own_scales = own_scales[seen]
+        if self._cast_formats:
+            cast = tuple(map(self._cast, seen.tolist(), casts))
+        else:
+            cast = (None,) * len(seen)
+        return Rows(names, counts, reals, own_scales, cast, self._full)
 
     def _merged(self) -> tuple[Array, Array, Array]:
         n = len(self.names)

@@ -2,14 +2,13 @@
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True, slots=True)
-class _Pass:
+class _Pass(NamedTuple):
     """A tensor as it was passed over, and the slot whose row it went to."""
 
     tensor: weakref.ref[Tensor]
@@ -17,7 +16,7 @@ class _Pass:
     shape: torch.Size
     stride: tuple[int, ...]
     contiguous: bool
-    index: int
+    slot: int
 
 
 class Sightings:
@@ -39,9 +38,9 @@ class Sightings:
         if not _is_plain(tensor):
             return False
         before = self._by_address.get((tensor.data_ptr(), tensor.dtype))
-        if before is None or self._passes[before.index] != 1 or not _is_same(before, tensor):
+        if before is None or self._passes[before.slot] != 1 or not _is_same(before, tensor):
             return False
-        self._followers.setdefault(before.index, []).append(index)
+        self._followers.setdefault(before.slot, []).append(index)
         return True
 
     def note(self, index: int, tensor: Tensor | None) -> Sequence[int]:
@@ -76,7 +75,8 @@ class Sightings:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference()
+    kind = type(tensor)
+    return (kind is Tensor or kind is nn.Parameter) and not tensor.is_inference()
 
 
 def _is_same(before: _Pass, tensor: Tensor) -> bool:

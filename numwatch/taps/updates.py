@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,5 +111,6 @@ def _sent_rows(infos: Sequence[SlotInfo], samples: Sequence[Tensor]) -> SentRows
             devices[sample.device] = Buffers(len(samples), sample.device)
         buffers = devices[sample.device]
         accumulate(sample, buffers.counts, buffers.reals, index)
-    parcel = Parcel([buffers.packed for buffers in devices.values()])
-    return SentRows(parcel, infos, {}, full=True)
+    parcel = Parcel([buffers.packed for buffers in devices.values()], owned=True)
+    names = tuple(info.slot for info in infos)
+    return SentRows(parcel, names, np.zeros(len(names), dtype=bool), {}, full=True)

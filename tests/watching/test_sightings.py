@@ -10,7 +10,6 @@ from numwatch.taps.gate import Gate
 from numwatch.taps.sightings import Sightings
 from numwatch.watch import Schedule, Watch
 
-
 EVERY_STEP = Schedule(1, 0)
 
 

@@ -103,8 +103,7 @@ class Session:
             )
             self._telling = Telling(self._recorder, console)
             # Compiling belongs to no step. It takes seconds once in an environment.
-            if device_of(model).type == "cpu":
-                warm_up((torch.float32, torch.bfloat16, torch.float16))
+            warm_up((torch.float32, torch.bfloat16, torch.float16), device_of(model))
             self._views = views()
             self._watch.attach(optimizers, scaler)
             if settings.origin or settings.capsule_gb:

@@ -9,6 +9,7 @@ from numwatch.stats.estimate import estimate_flushed
 from numwatch.stats.kernels import (
     accumulate,
     accumulate_amax,
+    accumulate_gated,
     accumulate_group,
     tensor_stats,
     warm_up,
@@ -61,6 +62,7 @@ __all__ = [
     "accumulate",
     "accumulate_amax",
     "accumulate_blocks",
+    "accumulate_gated",
     "accumulate_group",
     "estimate_flushed",
     "is_watched_dtype",

@@ -1,4 +1,4 @@
-"""Counts blocks: compiled loops on a CPU where numba works, else the reference."""
+"""Counts blocks: compiled on a CPU by numba, on a GPU by Triton, else by the reference."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from numwatch.errors import NumwatchError
-from numwatch.stats import block_reference
+from numwatch.stats import block_reference, on_gpu
 from numwatch.stats.block_layout import (
     BLOCK_COLUMNS,
     BLOCK_KINDS,
@@ -32,7 +32,10 @@ def accumulate_blocks(x: Tensor, rows: Tensor) -> None:
         NotWatchedError: See `prepare.dense`.
     """
     x = plain(x)
-    sweep = _cpu_sweep(x.dtype) if x.device.type == "cpu" else _reference
+    if x.device.type == "cpu":
+        sweep = _cpu_sweep(x.dtype)
+    else:
+        sweep = on_gpu.accumulate_blocks if x.device.type == "cuda" else _reference
     sweep(x, rows)
 
 

@@ -1,4 +1,4 @@
-"""Chooses the kernel: numba on a CPU where numba works, else the reference."""
+"""Chooses the kernel: numba on a CPU, Triton on a GPU where they work, else the reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from numwatch.stats import reference
+from numwatch.stats import on_gpu, reference
 from numwatch.stats.block_kernel import accumulate_blocks, count_blocks
 from numwatch.stats.block_layout import new_block_rows
 from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
@@ -73,12 +73,49 @@ def accumulate_group(
         reals: float64 [n, REALS].
         full: Whether as `accumulate` does; else as `accumulate_amax`.
     """
+    if counts.device.type == "cuda":
+        on_gpu.accumulate_group(tensors, rows, counts, reals, full=full)
+        return
     for x, row in zip(tensors, rows, strict=True):
         (accumulate if full else accumulate_amax)(x, counts, reals, row)
 
 
-def warm_up(dtypes: Sequence[torch.dtype] = WATCHED_DTYPES) -> None:
-    """Compiles the CPU kernels for these dtypes ahead of time, so that no training step waits."""
+def accumulate_gated(x: Tensor, counts: Tensor, reals: Tensor, row: int, mode: Tensor) -> None:
+    """Adds to one row what a gate says: 0 nothing, 1 as `accumulate_amax`, 2 as `accumulate`.
+
+    On a GPU the gate is read there, when the kernel runs: what a CUDA graph has captured follows
+    it on every replay.
+
+    Args:
+        x: The tensor.
+        counts: int64 [n, COUNTS].
+        reals: float64 [n, REALS].
+        row: Which of the n rows.
+        mode: The gate, int32 [1] on x's device.
+    """
+    if x.device.type == "cpu":
+        does = int(mode.numpy()[0])
+        if does:
+            (accumulate if does == on_gpu.FULL else accumulate_amax)(x, counts, reals, row)
+    elif x.device.type == "cuda":
+        on_gpu.accumulate_gated(x, counts, reals, row, mode)
+    else:
+        on_gpu.gated_by_masks(x, counts, reals, row, mode)
+
+
+def warm_up(
+    dtypes: Sequence[torch.dtype] = WATCHED_DTYPES, device: torch.device | str = "cpu"
+) -> None:
+    """Compiles a device's kernels for these dtypes ahead of time, so that no step waits for it.
+
+    On a GPU they are held against the reference too, for which the host waits; block counts and
+    gated passes compile when first asked for.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        on_gpu.warm_up(dtypes, device)
+    if device.type != "cpu":
+        return
     counts, reals = new_rows(1)
     for dtype in dtypes:
         x = torch.zeros(1, dtype=dtype)
@@ -108,7 +145,9 @@ def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:
 
 
 def _kernel(x: Tensor) -> Kernel:
-    return _cpu_kernel(x.dtype) if x.device.type == "cpu" else reference
+    if x.device.type == "cpu":
+        return _cpu_kernel(x.dtype)
+    return on_gpu if x.device.type == "cuda" else reference
 
 
 @cache

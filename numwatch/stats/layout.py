@@ -35,6 +35,8 @@ REAL_COLUMNS = {"amax": AMAX, "amin": AMIN, "sum": SUM, "sumsq": SUMSQ}
 """Name of each real to its column."""
 AMAX_ONLY = frozenset({"amax", "numel", "calls", "nans", "posinfs", "neginfs"})
 """Names of what `accumulate_amax` fills; an amax-only row has nothing else."""
+AMAX_COUNTS = (NANS, POSINFS, NEGINFS, NUMEL, CALLS)
+"""Columns of the counts among them."""
 
 Counts = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]

@@ -206,7 +206,8 @@ class Watch:
     def detach(self) -> None:
         """Takes every hook off. What was sent can still be collected."""
         self.pause()
-        self._paused_mode = self.gate.mode = Mode.OFF
+        self._paused_mode = Mode.OFF
+        self.gate.switch(Mode.OFF)
         _remove(self._handles)
         self._hooked_weights.clear()
 
@@ -218,7 +219,8 @@ class Watch:
         """
         self._audit.stop()
         if self._module_handles:
-            self._paused_mode, self.gate.mode = self.gate.mode, Mode.OFF
+            self._paused_mode = self.gate.mode
+            self.gate.switch(Mode.OFF)
         _remove(self._module_handles)
         _remove(self.gate.step_handles)
         self.gate.model = None
@@ -227,9 +229,10 @@ class Watch:
         """Puts the hooks back on the modules."""
         if not self._module_handles:
             self.gate.model = self._model
-            self.gate.mode = self._paused_mode
-            for parameter in self._model.parameters():
-                anchor_on(parameter.device)
+            self.gate.switch(self._paused_mode)
+            for device in {parameter.device for parameter in self._model.parameters()}:
+                anchor_on(device)
+                self._collector.ready(device)
             self._module_handles = attach_modules(self._taps, self.gate, self._collector)
 
     def begin(self, step: int) -> None:
@@ -240,7 +243,7 @@ class Watch:
         self.step = step
         self._optimizer_taps.reset()
         self._tape.put(loss_scale_column(0), loss_scale(self._scaler))
-        self.gate.mode = self._schedule.mode(step, self._previous)
+        self.gate.switch(self._schedule.mode(step, self._previous))
         self._shadow_due = self._schedule.shadow(step, self._previous)
         self._previous = step
         blocks = self.gate.mode is Mode.FULL and self._schedule.blocks(step, self._counted_blocks)
@@ -296,7 +299,7 @@ class Watch:
             self._recorded = True
             seen = Seen(rows, updates, self._comparison.send(), self._audit.send(), blocks)
         _remove(self.gate.step_handles)
-        self.gate.mode = Mode.OFF
+        self.gate.switch(Mode.OFF)
         inside = self.gate.take_seconds()
         self._ended.append(
             EndedStep(

@@ -18,10 +18,12 @@ class Buffers:
         counts: int64 [n, COUNTS], a view.
         reals: float64 [n, REALS], a view.
         casts: float64 [n, 4], a view.
+        fixed: Whether the rows must stay in their place, as captured graphs write to it.
     """
 
     def __init__(self, n: int, device: torch.device) -> None:
         self._n, self._device = n, device
+        self.fixed = device.type != "cpu"
         self._allocate()
 
     def merge(self, into: int, row: int) -> None:
@@ -29,17 +31,14 @@ class Buffers:
         merge_rows(self.counts[into], self.reals[into], self.counts[row], self.reals[row])
 
     def release(self) -> Tensor:
-        """Returns all rows, nobody else's from now on, and starts empty ones.
-
-        Those on an accelerator stay in their place, which captured graphs write to.
-        """
-        if self._device.type == "cpu":
-            released = self.packed
-            self._allocate()
-        else:
+        """Returns all rows, nobody else's from now on, and starts empty ones."""
+        if self.fixed:
             released = self.packed.clone()
             self.packed.zero_()
             self.reals[:, AMIN] = torch.inf
+        else:
+            released = self.packed
+            self._allocate()
         return released
 
     def _allocate(self) -> None:

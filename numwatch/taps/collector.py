@@ -26,6 +26,7 @@ from numwatch.taps.buffers import (
     Buffers,
     split,
 )
+from numwatch.taps.captured import Captured
 from numwatch.taps.casts import operand_casts
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import is_transformed
@@ -73,6 +74,8 @@ class Collector:
         self._turns = [0] * len(self._slots)
         self._sightings = Sightings(len(self._slots))
         self._buffers: dict[torch.device, Buffers] = {}
+        self._captured = Captured()
+        gate.on_switch = self._captured.switch
         self._casts = {
             tap.slots[role]: cast
             for tap in taps
@@ -144,6 +147,22 @@ class Collector:
             for follower in self._sightings.note(index, None):
                 self._buffers_on(tensor.device).merge(follower, index)
             self._pass(index, tensor, tap, autocast)
+
+    def ready(self, device: torch.device) -> None:
+        """Makes what a device's graphs may capture before they are."""
+        if device.type == "cuda":
+            self._buffers_on(device)
+            self._captured.ready(device)
+
+    def capture(self, index: int, tensor: Tensor, tap: Tap, autocast: str) -> None:
+        """Has a tensor passed over whenever the graph that is being captured is replayed.
+
+        What full steps want of a slot beside its row is not captured.
+        """
+        if is_watched_dtype(tensor.dtype):
+            self._captured.add(tensor, self._buffers_on(tensor.device), index)
+            if self._slots[index].dtype is None:
+                self._learn(index, tensor, tap, autocast)
 
     def see_weights(self, weights: Sequence[tuple[int, Tensor, Tap]]) -> None:
         """Adds many tensors, each to the row of a slot that has seen nothing in this step."""

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import IntEnum
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,7 @@ class Gate:
         mode: What the step under way records; the only thing a hook reads on other steps.
         broken: Whether an internal error has ended the watching.
         strict: Whether such an error is raised instead.
+        on_switch: Called with each new mode: captured graphs ask no host.
         on_break: Called when the watching ends by an error, but not while `hooks_stay`.
         model: The watched model, while its hooks are in place.
         step_handles: Hooks that end with the step, because their tensor outlives it.
@@ -40,11 +41,18 @@ class Gate:
         self.mode = Mode.OFF
         self.broken = False
         self.strict = strict
+        self.on_switch: Callable[[Mode], None] | None = None
         self.on_break: Callable[[], None] | None = None
         self._spent_ns = 0
         self._depth = 0
         self._held = False
         self._waiting: list[Callable[[], bool]] = []
+
+    def switch(self, mode: Mode) -> None:
+        """Says what is recorded from now on."""
+        if mode is not self.mode and self.on_switch is not None:
+            self.on_switch(mode)
+        self.mode = mode
 
     @property
     def open(self) -> bool:
@@ -117,6 +125,9 @@ class Gate:
         if self.broken:
             return
         self.broken = True
+        if self.on_switch is not None:
+            with suppress(RuntimeError):  # of a device that is broken too
+                self.on_switch(Mode.OFF)
         if self.on_break is not None and not self._held:
             self.on_break()  # before the warning, which `-W error` raises
         text = f"{type(error).__name__}: {error}"

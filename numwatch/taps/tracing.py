@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from numwatch.taps.captured import is_capturing
 from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import in_backward
@@ -77,8 +78,12 @@ def _listener(role: str, tap: Tap, gate: Gate, collector: Collector) -> Listener
     index, forward = tap.slots[role], role in _FORWARD
 
     def see(tensor: Tensor, autocast: str) -> None:
-        # A forward inside backward is a checkpoint's, run again.
-        if gate.open if not forward else gate.open and not in_backward():
+        if forward and in_backward():
+            return  # a checkpoint's, run again
+        if is_capturing(tensor):
+            with gate.watching():
+                collector.capture(index, tensor, tap, autocast)
+        elif gate.open:
             with gate.watching():
                 collector.see_compiled(index, tensor, tap, autocast)
 

@@ -1,6 +1,7 @@
 """`events.jsonl`: one JSON object a line, appended as things happen."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,19 @@ _INPUT = {
 """The same of what an operation took."""
 
 
-def append_event(directory: Path, event: dict[str, Any]) -> None:
-    """Appends an event; it is on its way to disk when this returns.
+def event_line(event: Mapping[str, Any]) -> bytes:
+    """Returns an event as a line; values JSON does not know are kept as text."""
+    return json.dumps(event, default=str).encode() + b"\n"
+
+
+def append_lines(directory: Path, lines: Sequence[bytes]) -> None:
+    """Appends events; they are on their way to disk when this returns.
 
     Raises:
-        OSError: The disk is full or not writable.
+        OSError: The disk is full or not writable; a part of them may be there.
     """
     with (directory / EVENTS).open("ab") as file:
-        file.write(json.dumps(event, default=str).encode() + b"\n")
+        file.write(b"".join(lines))
 
 
 def end_torn_line(directory: Path) -> None:

@@ -1,7 +1,7 @@
 """Snapshots as Arrow tables, column by column."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,8 @@ def steps_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
         "attempt": [attempt] * len(snapshots),
         "step": [snapshot.step for snapshot in snapshots],
     }
-    scalars = [asdict(snapshot.scalars) for snapshot in snapshots]
     for field in fields(StepScalars):
-        columns[field.name] = [values[field.name] for values in scalars]
+        columns[field.name] = [getattr(each.scalars, field.name) for each in snapshots]
     return pa.table(columns, schema=STEPS)
 
 
@@ -84,10 +83,13 @@ def entries_table(snapshots: Sequence[Snapshot], attempt: int, name: str) -> pa.
     return pa.table(columns, schema=TABLES[name])
 
 
-def _casts(all_rows: Sequence[Rows]) -> dict[str, list[object]]:
+def _casts(all_rows: Sequence[Rows]) -> dict[str, object]:
     casts = [cast for rows in all_rows for cast in rows.casts]
-    names = ("format", "scale", "flushed", "saturated")
-    return {f"cast_{name}": [cast and getattr(cast, name) for cast in casts] for name in names}
+    columns = [name for name in TENSORS.names if name.startswith("cast_")]
+    if not any(casts):
+        return {name: pa.nulls(len(casts), TENSORS.field(name).type) for name in columns}
+    names = [(column, column.removeprefix("cast_")) for column in columns]
+    return {column: [cast and getattr(cast, name) for cast in casts] for column, name in names}
 
 
 def _binades(

@@ -1,9 +1,9 @@
 """`Recorder`: keeps snapshots of one attempt at a run in a record on disk."""
 
-import time
+import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,31 +12,38 @@ from typing import Any, final
 import pyarrow as pa
 
 from numwatch.record.errors import RecordError
-from numwatch.record.event_log import append_event, end_torn_line
-from numwatch.record.manifest import (
-    Manifest,
-    check_version,
-    claim_attempt,
-    rewrite,
-)
-from numwatch.record.pack import blocks_table, entries_table, steps_table, tensors_table
-from numwatch.record.parts import write_part
-from numwatch.record.schema import TABLES
+from numwatch.record.event_log import end_torn_line, event_line
+from numwatch.record.keeper import Event, Keeper, SlotTable
+from numwatch.record.manifest import Manifest, check_version, claim_attempt
+from numwatch.record.thinning import bytes_of, thinned
+from numwatch.record.writer import Writer
 from numwatch.snapshot import SlotInfo, Snapshot
 
 FLUSH_SECONDS = 30.0
-# A packed row takes 2 KiB, so this bounds what waits in memory to 32 MiB and a few steps; one of
-# blocks counts for seven.
-MAX_BUFFERED_ROWS = 16_384
-_ENTRIES = ("updates", "states", "shadows", "operations")
+MAX_WAITING_BYTES = 24 << 20
+"""What may wait for the writer's thread: 11,000 rows. Policy."""
+_SLOW = (
+    "numwatch: the disk is slower than the run, so measured rows are left out of the record in "
+    "%s (first at step %d: %s); each step's scalars are kept, and events `thinned` tell what is "
+    "missing. Larger every_n_steps ask less of the disk."
+)
 
 
 @final
 class Recorder:
-    """Writes one attempt's part files, manifest and events.
+    """Writes one attempt's part files, manifest and events, in a thread of its own.
 
-    What has been flushed survives any end of the process; events are flushed one by one. Rows that
-    failed to be written stay buffered, so a later flush can still write them.
+    What has been flushed survives any end of the process. Rows and events that failed to be written
+    stay buffered, so a later flush can still write them; the next call tells of the failure.
+
+    Where the disk is slower than the run, rows are left out (`thinned`), never a step's scalars,
+    and nothing waits but `flush` and `close`. In memory are at most MAX_WAITING_BYTES of snapshots,
+    or one step's where that alone is more; another step's that is being packed; PACK_BYTES of
+    unpacked and MAX_PACKED_BYTES of packed rows (see `Keeper`), and Parquet's copy of the latter:
+    42 MiB, or 18 MiB and twice a step's rows of 2.2 KiB. Scalars and events come on top, each half
+    a KiB.
+
+    A process that was forked off may call everything, and nothing happens.
     """
 
     def __init__(
@@ -44,13 +51,10 @@ class Recorder:
     ) -> None:
         self.directory = directory
         self.attempt = attempt
-        self._manifest = manifest
-        self._flush_seconds = flush_seconds
-        self._flushed_at = time.monotonic()
-        self._buffered: dict[str, list[Snapshot]] = {name: [] for name in TABLES}
-        self._buffered_rows = 0
-        self._parts = dict.fromkeys(TABLES, 0)
-        self._closed = False
+        self._writer = Writer(Keeper(directory, attempt, manifest, flush_seconds))
+        # Holds the writer, not this: whoever forgets to close it loses nothing.
+        self._abandoned = weakref.finalize(self, self._writer.abandon)
+        self._closed = self._told_slow = False
 
     @classmethod
     def open(
@@ -101,64 +105,57 @@ class Recorder:
         self.close()
 
     def write(self, snapshot: Snapshot) -> None:
-        """Takes a snapshot, and flushes when it is time to.
+        """Takes a snapshot; it is on disk after `flush_seconds`, or the next flush.
 
-        Keeps the snapshot's arrays until they are flushed: nobody may write to them after this.
+        Keeps the snapshot's arrays until they are packed: nobody may write to them after this.
 
         Raises:
-            RecordError: A flush failed, or the recorder is closed.
+            RecordError: Something before could not be written, or the recorder is closed.
         """
+        if self._writer.elsewhere:
+            return
         if self._closed:
             raise RecordError(f"the record in {self.directory} is closed: open a new attempt")
-        self._buffered["steps"].append(snapshot)
-        if snapshot.rows:
-            self._buffered["tensors"].append(snapshot)
-            self._buffered_rows += len(snapshot.rows)
-        if snapshot.blocks:
-            self._buffered["blocks"].append(snapshot)
-            self._buffered_rows += 7 * len(snapshot.blocks)
-        for name in _ENTRIES:
-            if entries := getattr(snapshot, name):
-                self._buffered[name].append(snapshot)
-                self._buffered_rows += len(entries)
-        overdue = time.monotonic() - self._flushed_at >= self._flush_seconds
-        if overdue or self._buffered_rows >= MAX_BUFFERED_ROWS:
-            self.flush()
+        waiting = self._writer.waiting
+        # A writer with nothing to do takes a step of any size.
+        room = MAX_WAITING_BYTES - waiting if waiting else bytes_of(snapshot)
+        snapshot, left_out = thinned(snapshot, room)
+        self._writer.put(snapshot, bytes_of(snapshot))
+        if left_out:
+            self._tell_thinned(snapshot.step, left_out)
+        self._check(self._writer.take_error())
 
     def event(self, kind: str, step: int, **details: Any) -> None:
-        """Appends a line to `events.jsonl` at once.
+        """Appends a line to `events.jsonl`, without waiting for it to be there.
 
         Raises:
-            RecordError: It can't be written.
+            RecordError: Something before could not be written.
         """
-        with _writing(self.directory):
-            append_event(
-                self.directory, {"attempt": self.attempt, "step": step, "kind": kind, **details}
-            )
+        if self._writer.elsewhere:
+            return
+        content = {"attempt": self.attempt, "step": step, "kind": kind, **details}
+        self._writer.put(Event(event_line(content)))
+        self._check(self._writer.take_error())
 
     def describe(self, slots: Sequence[SlotInfo]) -> None:
         """Puts the slot table into this attempt's manifest, in place of the one before.
 
         Raises:
-            RecordError: It can't be written.
+            RecordError: Something before could not be written.
         """
-        self._manifest = {**self._manifest, "slots": [asdict(slot) for slot in slots]}
-        with _writing(self.directory):
-            rewrite(self.directory, self.attempt, self._manifest)
+        if self._writer.elsewhere:
+            return
+        self._writer.put(SlotTable(tuple(slots)))
+        self._check(self._writer.take_error())
 
     def flush(self) -> None:
-        """Writes all that is buffered as new part files.
+        """Waits until all that came so far is on its way to disk: rows, events and slots.
 
         Raises:
-            RecordError: They can't be written.
+            RecordError: It can't be written.
         """
-        with _writing(self.directory):
-            # Steps first: a reader lists them last and so finds the steps of all it found before.
-            for name in ("steps", "tensors", "blocks", *_ENTRIES):
-                if self._buffered[name]:
-                    self._write_part(name)
-            self._buffered_rows = 0
-        self._flushed_at = time.monotonic()
+        if not self._writer.elsewhere:
+            self._check(self._writer.flush())
 
     def close(self) -> None:
         """Flushes and takes no more; may be called again.
@@ -166,25 +163,23 @@ class Recorder:
         Raises:
             RecordError: What is buffered can't be written.
         """
-        if not self._closed:
+        if not self._closed and not self._writer.elsewhere:
             self._closed = True
-            self.flush()
+            error = self._writer.close()
+            self._abandoned.detach()
+            self._check(error)
 
-    def _write_part(self, name: str) -> None:
-        table = _table(name, self._buffered[name], self.attempt)
-        write_part(self.directory, name, self.attempt, self._parts[name], table)
-        self._parts[name] += 1
-        self._buffered[name] = []
+    def _tell_thinned(self, step: int, left_out: Mapping[str, int]) -> None:
+        self.event("thinned", step, **left_out)
+        if not self._told_slow:
+            self._told_slow = True
+            named = " and ".join(f"{count} rows of {name}" for name, count in left_out.items())
+            text = _SLOW % (self.directory, step, named)
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
 
-
-def _table(name: str, snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
-    if name == "steps":
-        return steps_table(snapshots, attempt)
-    if name == "tensors":
-        return tensors_table(snapshots, attempt)
-    if name == "blocks":
-        return blocks_table(snapshots, attempt)
-    return entries_table(snapshots, attempt, name)
+    def _check(self, error: BaseException | None) -> None:
+        if error is not None:
+            raise RecordError(_failure(self.directory, error)) from error
 
 
 @contextmanager
@@ -192,7 +187,11 @@ def _writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise RecordError(f"can't write the record in {directory}: {error}") from error
+        raise RecordError(_failure(directory, error)) from error
+
+
+def _failure(directory: Path, error: BaseException) -> str:
+    return f"can't write the record in {directory}: {error}"
 
 
 def _own_version() -> str:

@@ -13,8 +13,8 @@ import pytest
 from record_builders import SLOTS, record, snapshot, write_steps
 
 from numwatch import open_run
-from numwatch.record import Recorder, RecordError
-from numwatch.record import recorder as recorder_module
+from numwatch.record import Recorder, RecordError, keeper
+from numwatch.record.thinning import bytes_of
 
 TESTS = str(Path(__file__).parent)
 # Says on standard output up to which step it has flushed.
@@ -187,23 +187,34 @@ def test_a_run_shows_the_record_as_it_was_when_opened(tmp_path):
         assert open_run(tmp_path).steps().num_rows == 2
 
 
-def test_flushes_come_by_time_and_by_rows(tmp_path, monkeypatch):
+def eventually(true):
+    """Waits for what another thread does."""
+    deadline = time.monotonic() + 30.0
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_flushes_come_by_time_and_by_size(tmp_path, monkeypatch):
     def parts():
-        return len(list(tmp_path.glob("steps/*.parquet")))
+        return len(list(tmp_path.glob("tensors/*.parquet")))
 
     recorder = record(tmp_path, flush_seconds=1e9)
     recorder.write(snapshot(0))
+    recorder.event("tick", 0)
+    eventually((tmp_path / "events.jsonl").exists)
     assert parts() == 0
-    monkeypatch.setattr(recorder_module, "MAX_BUFFERED_ROWS", 4)
+    monkeypatch.setattr(keeper, "PACK_BYTES", bytes_of(snapshot(0)) + 1)
+    monkeypatch.setattr(keeper, "MAX_PACKED_BYTES", 1)
     recorder.write(snapshot(1))
-    assert parts() == 1
+    eventually(lambda: parts() == 1)
     recorder.write(snapshot(2))
-    assert parts() == 1
     recorder.close()
     assert parts() == 2
-    eager = record(tmp_path, flush_seconds=0.0)
-    eager.write(snapshot(3))
-    assert parts() == 3
+    assert open_run(tmp_path).tensors()["step"].to_pylist() == [0, 0, 1, 1, 2, 2]
+    with record(tmp_path, flush_seconds=0.05) as eager:
+        eager.write(snapshot(3))
+        eventually(lambda: parts() == 3)  # though nothing more is written
 
 
 def test_a_flush_of_nothing_writes_nothing(tmp_path):

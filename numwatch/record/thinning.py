@@ -1,0 +1,40 @@
+"""What of a step is left out where the disk is slower than the run: never its scalars."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from numwatch.snapshot import Snapshot
+
+ENTRIES = ("updates", "states", "shadows", "operations")
+"""What a snapshot has beside packed arrays: tuples of small objects."""
+ENTRY_BYTES = 512
+"""What one of them takes, all told."""
+ROW_BYTES = 64
+"""What a row takes beside its packed numbers."""
+
+
+def bytes_of(snapshot: Snapshot) -> int:
+    """Returns what a snapshot takes in memory beside its scalars, within a tenth."""
+    rows, blocks = snapshot.rows, snapshot.blocks
+    size = 0 if rows is None else rows.counts.nbytes + rows.reals.nbytes + ROW_BYTES * len(rows)
+    size += 0 if blocks is None else blocks.counts.nbytes
+    return size + ENTRY_BYTES * sum(len(getattr(snapshot, name)) for name in ENTRIES)
+
+
+def thinned(snapshot: Snapshot, room: int) -> tuple[Snapshot, Mapping[str, int]]:
+    """Leaves out the rows of `tensors` where a snapshot is larger than `room` bytes.
+
+    Where that is not enough all goes but the scalars.
+
+    Returns:
+        What is left, and how many rows of each table were left out; empty where all fits.
+    """
+    if bytes_of(snapshot) <= room:
+        return snapshot, {}
+    out = {"tensors": len(snapshot.rows or ())}
+    snapshot = replace(snapshot, rows=None)
+    if bytes_of(snapshot) > room:
+        out["blocks"] = len(snapshot.blocks or ())
+        out.update({name: len(getattr(snapshot, name)) for name in ENTRIES})
+        snapshot = Snapshot(snapshot.step, snapshot.scalars)
+    return snapshot, {name: count for name, count in out.items() if count}

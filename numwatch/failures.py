@@ -15,7 +15,7 @@ from numwatch.recipes.occasions import COLLAPSED, Occasions
 from numwatch.record import Recorder
 from numwatch.record.capsule import GIGABYTE, hex_of, write_capsule
 from numwatch.shadow import ShadowStep, reason
-from numwatch.snapshot import Snapshot
+from numwatch.snapshot import Snapshot, StepScalars
 from numwatch.taps.autocast import Autocast
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook
@@ -109,7 +109,7 @@ class Failures:
         self._loss: Parcel | float | None = None
         self._done = self.wanted = False
         self._occasions = Occasions()
-        self._last: deque[Snapshot] = deque(maxlen=LAST_STEPS)
+        self._last: deque[tuple[int, StepScalars]] = deque(maxlen=LAST_STEPS)
         self._found: Origin | None = None
         self._kept = not self._limit
         hook = _BeforeStep(self)
@@ -186,7 +186,7 @@ class Failures:
 
     def see(self, snapshot: Snapshot) -> None:
         """Takes a step's scalars, which may tell of a failure that was not known in time."""
-        self._last.append(snapshot)
+        self._last.append((snapshot.step, snapshot.scalars))
         scalars = snapshot.scalars
         numbers = [n for n in (scalars.loss, scalars.grad_norm) if n is not None]
         finite = scalars.skipped or all(map(math.isfinite, numbers))
@@ -296,7 +296,7 @@ class Failures:
             "gradient_norm": hex_of(float(norms[0])) if alone else None,
             "loss_scale": hex_of(scale),
             "origin": self._found.as_event() if self._found is not None else None,
-            "scalars": [{"step": one.step, **asdict(one.scalars)} for one in self._last],
+            "scalars": [{"step": step, **asdict(scalars)} for step, scalars in self._last],
             "notes": notes,
         }
 

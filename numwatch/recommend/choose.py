@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from numwatch.plan import ModulePlan, Operand
 from numwatch.recipes.spec import recipe_text
@@ -13,6 +14,7 @@ from numwatch.recommend.outcome import Outcome, outcome_of
 from numwatch.recommend.thresholds import DRIFT, Limits
 
 Judged = tuple[Choice, Outcome]
+Judge = Callable[..., Outcome | None]
 
 
 def choose_module(module: str, histories: Mapping[str, History], target: Target) -> ModulePlan:
@@ -28,18 +30,19 @@ def choose_module(module: str, histories: Mapping[str, History], target: Target)
     Returns:
         The choice, or the module kept as it is with what speaks against the last level.
     """
+    judge = cache(outcome_of)  # levels share choices
     loose = replace(target.limits, flushed_gradient=target.limits.bearable)
     against = ""
     for limits in dict.fromkeys((target.limits, loose)):
         for level in target.levels:
             best = {
-                role: _best(histories.get(role), choices, limits)
+                role: _best(histories.get(role), choices, limits, judge)
                 for role, choices in level.operands.items()
             }
             fault = _first_fault(best, limits, histories)
             if fault is None:
                 operands = {
-                    role: _operand(histories[role], one, level.operands[role])
+                    role: _operand(histories[role], one, level.operands[role], judge)
                     for role, one in best.items()
                     if one is not None
                 }
@@ -76,7 +79,9 @@ def _unseen(history: History | None) -> str:
     return "was zero throughout"
 
 
-def _best(history: History | None, choices: Sequence[Choice], limits: Limits) -> Judged | None:
+def _best(
+    history: History | None, choices: Sequence[Choice], limits: Limits, judge: Judge
+) -> Judged | None:
     """The alternative within the limits with the least error, else the one that flushes least.
 
     A gradient's error is its median relative one. By SQNR, which its largest elements decide, E4M3
@@ -87,7 +92,7 @@ def _best(history: History | None, choices: Sequence[Choice], limits: Limits) ->
     judged = [
         (choice, outcome)
         for choice in choices
-        if (outcome := outcome_of(history, choice.format, choice.recipe)) is not None
+        if (outcome := judge(history, choice.format, choice.recipe)) is not None
     ]
     if not judged:
         return None
@@ -113,14 +118,14 @@ def _fault(outcome: Outcome, role: str, limits: Limits) -> str | None:
     return None
 
 
-def _operand(history: History, best: Judged, choices: Sequence[Choice]) -> Operand:
+def _operand(history: History, best: Judged, choices: Sequence[Choice], judge: Judge) -> Operand:
     choice, outcome = best
     words = [f"flushes {_percent(outcome.flushed)} at the 95 % point of {_steps(outcome.steps)}"]
     if outcome.worst > outcome.flushed:
         words.append(f"at worst {_percent(outcome.worst)} at step {outcome.worst_step}")
     for other in choices:
         if other != choice:
-            rival = outcome_of(history, other.format, other.recipe)
+            rival = judge(history, other.format, other.recipe)
             if rival is not None:
                 words.append(_against(rival))
     if outcome.predicted.flushed.high == 1.0:

@@ -58,8 +58,11 @@ def outcome_of(history: History, fmt: Format | BlockFormat, recipe: Recipe) -> O
         rows = [row for row in rows if row.blocks]
     if not rows:
         return None
-    directions = DIRECTIONS if in_parts else DIRECTIONS[:1]
     lengths = _lengths(history)
+    # Without block counts nothing but the length of a row tells one direction from the other.
+    counted = any(row.blocks for row in rows)
+    alike = isinstance(fmt, BlockFormat) or lengths["last"] == lengths["across"]
+    directions = DIRECTIONS if in_parts and (counted or not alike) else DIRECTIONS[:1]
     shares = [
         [_shares(row, fmt, recipe, each, lengths[each]) for row in rows] for each in directions
     ]

@@ -23,9 +23,9 @@ FLUSH_SECONDS = 30.0
 MAX_WAITING_BYTES = 24 << 20
 """What may wait for the writer's thread: 11,000 rows. Policy."""
 _SLOW = (
-    "numwatch: the disk is slower than the run, so measured rows are left out of the record in "
-    "%s (first at step %d: %s); each step's scalars are kept, and events `thinned` tell what is "
-    "missing. Larger every_n_steps ask less of the disk."
+    "numwatch can't write as fast as the run goes, so measured rows are left out of the record in "
+    "%s (first %s of step %d). Each step's scalars are kept; events `thinned` tell what is not. A "
+    "larger every_n_steps or a faster disk helps."
 )
 
 
@@ -174,7 +174,7 @@ class Recorder:
         if not self._told_slow:
             self._told_slow = True
             named = " and ".join(f"{count} rows of {name}" for name, count in left_out.items())
-            text = _SLOW % (self.directory, step, named)
+            text = _SLOW % (self.directory, named, step)
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 
     def _check(self, error: BaseException | None) -> None:

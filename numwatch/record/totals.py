@@ -16,6 +16,7 @@ from numwatch.stats import AMIN, COUNTS, REALS, TensorStats, unpack_row
 from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.layout import COUNT_COLUMNS, REAL_COLUMNS
 
+_FULL = [*COUNT_COLUMNS, *REAL_COLUMNS, "binade_first", "binades"]
 _NONFINITES = ("nans", "posinfs", "neginfs")
 _MERGES: dict[str, np.ufunc] = {"amax": np.fmax, "amin": np.fmin}
 """How the reals that are no sums merge; a hostile NaN among them is as good as none."""
@@ -121,7 +122,8 @@ class Totals:
             np.fmax.at(self._peaks[:, column], ids, peaks[:, column])
         full = table["binades"].is_valid().to_numpy()
         np.add.at(self._rows, (ids, np.where(full, 0, 1)), 1)
-        self._add_full(table.filter(full), ids[full])
+        if full.any():
+            self._add_full(table.select(_FULL).filter(full), ids[full])
         cast = full & table["cast_format"].is_valid().to_numpy()
         if cast.any():
             self._add_casts(table.filter(cast), ids[cast])

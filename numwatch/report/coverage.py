@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,12 +34,15 @@ class Coverage:
     def passing(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Yields the pieces as they are."""
         for table in tables:
-            self._steps.update(pc.unique(table["step"]).to_pylist())
-            full = table.filter(pc.field("binades").is_valid())
-            self._full.update(pc.unique(full["step"]).to_pylist())
-            scaled = table.filter(pc.field("loss_scale") != 1.0)
-            self.scaled_slots.update(pc.unique(scaled["slot"]).to_pylist())
-            nonfinites = pc.field("nans") + pc.field("posinfs") + pc.field("neginfs")
-            finite = table.filter(pc.field("numel") > nonfinites)
-            self.finite_slots.update(pc.unique(finite["slot"]).to_pylist())
+            steps, full = table["step"].to_numpy(), table["binades"].is_valid().to_numpy()
+            self._steps.update(np.unique(steps).tolist())
+            self._full.update(np.unique(steps[full]).tolist())
+            slots = pc.dictionary_encode(table["slot"].combine_chunks())
+            names, codes = slots.dictionary.to_pylist(), slots.indices.to_numpy()
+            nonfinites = sum(table[name].to_numpy() for name in ("nans", "posinfs", "neginfs"))
+            for found, rows in (
+                (self.scaled_slots, table["loss_scale"].to_numpy() != 1.0),
+                (self.finite_slots, table["numel"].to_numpy() > nonfinites),
+            ):
+                found.update(names[code] for code in np.unique(codes[rows]).tolist())
             yield table

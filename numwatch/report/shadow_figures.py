@@ -74,10 +74,11 @@ def beside_estimates(
     shadows: Iterable[ShadowFigures], totals: Totals, slots: Mapping[str, SlotInfo]
 ) -> tuple[ShadowFigures, ...]:
     """Returns the figures with what the run's own rows alone say, the most flushed first."""
-    by_slot = totals.by_slot()
+    lines = tuple(shadows)
+    by_slot = totals.by_slot() if lines else {}
     found = [
         replace(line, estimate=_estimate(by_slot.get(line.slot), slots.get(line.slot)))
-        for line in shadows
+        for line in lines
     ]
     return tuple(sorted(found, key=lambda line: line.flushed_share or 0.0, reverse=True))
 

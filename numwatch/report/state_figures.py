@@ -1,5 +1,6 @@
 """What became of the optimizer's state, over many steps."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -57,69 +58,88 @@ class StateFigures:
 
 def read_states(tables: Iterable[pa.Table]) -> tuple[StateFigures, ...]:
     """Returns what pieces of the `states` table say, slot by slot in order of appearance."""
-    found: dict[str, _Totals] = {}
+    totals = _Totals()
     for table in tables:
-        for slot, rows in _by_slot(table):
-            found.setdefault(slot, _Totals()).add(table, rows)
-    return tuple(_figures(slot, totals) for slot, totals in found.items())
+        totals.add(table)
+    return totals.figures()
 
 
-@dataclass
 class _Totals:
-    steps: int = 0
-    sampled: int = 0
-    last: dict[str, Any] | None = None
-    products: npt.NDArray[np.float64] | float = 0.0
-    weights: npt.NDArray[np.float64] | float = 0.0
-    rms: float | None = None
-    rms_step: int | None = None
+    """Columns of sums, a line for each slot."""
 
-    def add(self, table: pa.Table, rows: npt.NDArray[np.int64]) -> None:
-        self.steps += len(rows)
-        self.last = {name: table[name][int(rows[-1])].as_py() for name in _LAST}
-        sampled = table["sampled"].to_numpy()[rows]
-        self.sampled += int(sampled.sum())
-        shares = np.stack([_column(table, name)[rows] for name in _SHARES])
-        known = np.isfinite(shares)
-        self.products = self.products + np.where(known, shares * sampled, 0.0).sum(axis=1)
-        self.weights = self.weights + np.where(known, sampled, 0).sum(axis=1)
-        rms = _column(table, "rms")[rows]
-        if np.isfinite(rms).any():
-            largest = int(np.nanargmax(np.where(np.isfinite(rms), rms, np.nan)))
-            if self.rms is None or rms[largest] > self.rms:
-                self.rms = float(rms[largest])
-                self.rms_step = table["step"][int(rows[largest])].as_py()
+    def __init__(self) -> None:
+        self._lines: dict[str, int] = {}
+        self._last: list[dict[str, Any]] = []
+        self._counts = np.zeros((2, 0), np.int64)
+        self._sums = np.zeros((2 * len(_SHARES), 0))
+        self._rms = np.zeros((2, 0))
 
+    def add(self, table: pa.Table) -> None:
+        """Adds a piece of the table."""
+        slots = pc.dictionary_encode(table["slot"].combine_chunks())
+        names, codes = slots.dictionary.to_pylist(), slots.indices.to_numpy()
+        of_name = [self._lines.setdefault(name, len(self._lines)) for name in names]
+        self._grow()
+        lines = np.array(of_name, np.int64)[codes]
+        sampled = table["sampled"].to_numpy()
+        np.add.at(self._counts[0], lines, 1)
+        np.add.at(self._counts[1], lines, sampled)
+        for place, name in enumerate(_SHARES):
+            share = _column(table, name)
+            known = np.isfinite(share)
+            np.add.at(self._sums[2 * place], lines[known], (share * sampled)[known])
+            np.add.at(self._sums[2 * place + 1], lines[known], sampled[known])
+        self._add_rms(lines, _column(table, "rms"), table["step"].to_numpy())
+        last = np.zeros(len(names), np.int64)
+        last[codes] = np.arange(len(codes))  # of equal places the last one stays
+        rows = table.select(_LAST).take(pa.array(last)).to_pylist()
+        for line, row in zip(of_name, rows, strict=True):
+            self._last[line] = row
 
-def _by_slot(table: pa.Table) -> Iterable[tuple[str, npt.NDArray[np.int64]]]:
-    """Yields each slot of a piece and the places of its rows."""
-    slots = pc.dictionary_encode(table["slot"].combine_chunks())
-    codes = slots.indices.to_numpy()
-    order = np.argsort(codes, kind="stable")
-    starts = np.searchsorted(codes[order], np.arange(1, len(slots.dictionary)))
-    return zip(slots.dictionary.to_pylist(), np.split(order, starts), strict=True)
+    def figures(self) -> tuple[StateFigures, ...]:
+        """Returns the figures of each slot."""
+        return tuple(self._figures(slot, line) for slot, line in self._lines.items())
+
+    def _grow(self) -> None:
+        new = len(self._lines) - len(self._last)
+        self._last += [{}] * new
+        self._counts = np.pad(self._counts, ((0, 0), (0, new)))
+        self._sums = np.pad(self._sums, ((0, 0), (0, new)))
+        self._rms = np.pad(self._rms, ((0, 0), (0, new)), constant_values=np.nan)
+
+    def _add_rms(
+        self,
+        lines: npt.NDArray[np.int64],
+        rms: npt.NDArray[np.float64],
+        steps: npt.NDArray[np.int64],
+    ) -> None:
+        before = self._rms[0].copy()
+        finite = np.isfinite(rms)
+        np.fmax.at(self._rms[0], lines[finite], rms[finite])
+        risen = finite & (rms == self._rms[0][lines]) & ~(rms <= before[lines])
+        rows = np.flatnonzero(risen)[::-1]  # of equal ones the first one stays
+        self._rms[1][lines[rows]] = steps[rows]
+
+    def _figures(self, slot: str, line: int) -> StateFigures:
+        steps, sampled = self._counts[:, line].tolist()
+        rms, step = self._rms[:, line].tolist()
+        shares: dict[str, Any] = {}
+        for place, name in enumerate(_SHARES):
+            product, weight = self._sums[2 * place : 2 * place + 2, line].tolist()
+            shares[name] = product / weight if weight else None
+        return StateFigures(
+            parameter=path_of(slot),
+            state=role_of(slot),
+            steps=steps,
+            sampled=sampled,
+            rms=None if math.isnan(rms) else rms,
+            rms_step=None if math.isnan(rms) else int(step),
+            **self._last[line],
+            **shares,
+        )
 
 
 def _column(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
     # Nulls read as NaN.
     numbers: npt.NDArray[np.float64] = pc.cast(table[name], pa.float64()).to_numpy()
     return numbers
-
-
-def _figures(slot: str, totals: _Totals) -> StateFigures:
-    products, weights = np.atleast_1d(totals.products), np.atleast_1d(totals.weights)
-    shares: dict[str, Any] = {
-        name: float(product / weight) if weight else None
-        for name, product, weight in zip(_SHARES, products, weights, strict=True)
-    }
-    last = totals.last or {}
-    return StateFigures(
-        parameter=path_of(slot),
-        state=role_of(slot),
-        steps=totals.steps,
-        sampled=totals.sampled,
-        rms=totals.rms,
-        rms_step=totals.rms_step,
-        **last,
-        **shares,
-    )

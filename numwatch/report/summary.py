@@ -44,6 +44,7 @@ class Summary:
         parameters: Parameters whose updates or optimizer's state were seen.
         full_steps: Steps whose tensors were measured in full.
         amax_steps: Steps of whose tensors amax alone was measured.
+        thinned_steps: Steps of whose tensors rows were measured and not kept.
         cost: numwatch's own time as a share of the time the steps took without it; None where not
             measured.
         start_seconds: Time it took before the first step, of all attempts; None for an epoch.
@@ -72,6 +73,7 @@ class Summary:
     parameters: int
     full_steps: int
     amax_steps: int
+    thinned_steps: int
     cost: float | None
     start_seconds: float | None
     memory: int | None
@@ -131,6 +133,7 @@ def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary
         parameters=_parameters(figures, updates, states),
         full_steps=coverage.full_steps,
         amax_steps=coverage.amax_steps,
+        thinned_steps=sum(e["kind"] == "thinned" and "tensors" in e for e in events),
         cost=_cost(steps),
         start_seconds=None if epoch is not None else _start_seconds(run),
         memory=_memory(run),

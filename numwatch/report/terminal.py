@@ -134,4 +134,7 @@ def _coverage(summary: Summary) -> str:
     parts = " and ".join(f"{count} {kind}" for kind, count in seen.items() if count)
     # Of a damaged record there may be more steps' tensors than steps.
     known = summary.steps >= sum(seen.values())
-    return f"seen: {parts} " + (f"of {several(summary.steps, 'step')}" if known else "steps")
+    text = f"seen: {parts} " + (f"of {several(summary.steps, 'step')}" if known else "steps")
+    if summary.thinned_steps:
+        text += f"; rows of {several(summary.thinned_steps, 'more step')} left out: a slow disk"
+    return text

@@ -14,7 +14,8 @@ from numwatch.snapshot import path_of
 
 _SHARES = ("ratio", "swallowed", "stochastic_kept", "deferred", "edq_normalised")
 _KEY = ("slot", "storage", "lost")
-_FLAGS = ("estimated", "applied", "sampled")
+_PIECES = 64
+"""So many pieces are merged at once."""
 
 Key = tuple[str, str, bool]
 
@@ -91,10 +92,7 @@ class Updates:
 
 def read_updates(tables: Iterable[pa.Table], low_format: str | None) -> Updates | None:
     """Returns what pieces of the `updates` table say; None where there is no row."""
-    sums: dict[Key, _Sums] = defaultdict(_Sums)
-    for table in tables:
-        for key, found in _sums(table):
-            sums[key].add(found)
+    sums = dict(_sums(tables))
     if not sums:
         return None
 
@@ -147,8 +145,42 @@ class _Sums:
         }
 
 
-def _sums(table: pa.Table) -> Iterable[tuple[Key, _Sums]]:
+def _sums(tables: Iterable[pa.Table]) -> Iterable[tuple[Key, _Sums]]:
+    """Yields the sums of each parameter and storage over all pieces, in order of appearance."""
+    pieces: list[pa.Table] = []
+    for table in tables:
+        pieces.append(_grouped(_columns(table)))
+        if len(pieces) == _PIECES:
+            pieces = [_grouped(pa.concat_tables(pieces))]
+    for row in _grouped(pa.concat_tables(pieces)).to_pylist() if pieces else ():
+        yield (
+            (row["slot"], row["storage"], row["lost"]),
+            _Sums(
+                steps=row["steps"],
+                updates=row["nonzero"],
+                products=np.array([row[f"{name}_product"] for name in _SHARES], np.float64),
+                weights=np.array([row[f"{name}_weight"] for name in _SHARES], np.float64),
+                estimated=row["estimated"],
+                applied=row["applied"],
+                sampled=row["sampled"],
+            ),
+        )
+
+
+def _grouped(columns: pa.Table) -> pa.Table:
+    """Merges the lines of a parameter and a storage; lines that were merged merge again."""
+    how = {name: "sum" for name in columns.column_names if name not in _KEY}
+    how |= {"estimated": "any", "applied": "all", "sampled": "any"}
+    merged = columns.group_by(list(_KEY), use_threads=False).aggregate(list(how.items()))
+    return merged.select([*_KEY, *(f"{name}_{kind}" for name, kind in how.items())]).rename_columns(
+        [*_KEY, *how]
+    )
+
+
+def _columns(table: pa.Table) -> pa.Table:
+    """Returns for each row what is summed."""
     columns = {name: table[name] for name in ("slot", "storage", "nonzero")}
+    columns["steps"] = pa.array(np.ones(table.num_rows, np.int64))
     columns["lost"] = pc.fill_null(table["lost"], False)  # noqa: FBT003  # a value, not a switch
     columns["estimated"] = pc.fill_null(pc.equal(table["intended"], "estimate"), False)  # noqa: FBT003
     columns["applied"] = pc.fill_null(pc.equal(table["intended"], "applied"), False)  # noqa: FBT003
@@ -159,30 +191,7 @@ def _sums(table: pa.Table) -> Iterable[tuple[Key, _Sums]]:
         weight = pc.if_else(known, table["nonzero"], 0)
         columns[f"{name}_weight"] = weight
         columns[f"{name}_product"] = pc.if_else(known, pc.multiply(table[name], weight), 0.0)
-    summed = ["nonzero", *(f"{name}_{kind}" for name in _SHARES for kind in ("product", "weight"))]
-    grouped = pa.table(columns).group_by(list(_KEY), use_threads=False)
-    rows = grouped.aggregate(
-        [
-            ([], "count_all"),
-            *((name, "sum") for name in summed),
-            ("estimated", "any"),
-            ("applied", "all"),
-            ("sampled", "any"),
-        ]
-    )
-    for row in rows.to_pylist():
-        yield (
-            (row["slot"], row["storage"], row["lost"]),
-            _Sums(
-                steps=row["count_all"],
-                updates=row["nonzero_sum"],
-                products=np.array([row[f"{name}_product_sum"] for name in _SHARES], np.float64),
-                weights=np.array([row[f"{name}_weight_sum"] for name in _SHARES], np.float64),
-                estimated=row["estimated_any"],
-                applied=row["applied_all"],
-                sampled=row["sampled_any"],
-            ),
-        )
+    return pa.table(columns)
 
 
 def _parameter(key: Key, sums: _Sums) -> ParameterUpdates:

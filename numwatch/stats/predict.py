@@ -8,6 +8,7 @@ all errors are 0, which a histogram can't know.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,6 +69,7 @@ def weighted_median(values: Floats, weights: Floats) -> float:
     return float(values[order[np.searchsorted(reached, reached[-1] / 2)]])
 
 
+@lru_cache(maxsize=4)  # one tensor's median and its SQNR; nobody writes to the arrays
 def rounded_points(
     stats: TensorStats, fmt: AnyFormat, scale: float
 ) -> tuple[Floats, Floats, Floats]:
@@ -78,6 +80,7 @@ def rounded_points(
     return points, weights, np.abs(rounded.numpy() - points)
 
 
+@lru_cache(maxsize=16)  # in one format after the other
 def spread_points(stats: TensorStats) -> tuple[Floats, Floats]:
     """Magnitudes that stand for the tensor and how many elements each; amax is one of them.
 

@@ -11,7 +11,7 @@ from record_builders import record, snapshot, write_steps
 
 from numwatch import open_run
 from numwatch.block_rows import BlockRows
-from numwatch.record import BLOCKS, RecordError, iter_blocks
+from numwatch.record import BLOCKS, RecordError, iter_blocks, keeper
 from numwatch.snapshot import SlotInfo, Snapshot, StepScalars
 from numwatch.stats import accumulate_blocks, new_block_rows, tensor_stats
 from numwatch.stats.block_layout import BLOCK_COLUMNS, BLOCK_KINDS, BLOCK_ROWS
@@ -121,12 +121,15 @@ def test_losing_the_table_loses_nothing_else(tmp_path):
     assert (run.blocks().num_rows, run.steps().num_rows, run.problems) == (0, 2, [])
 
 
-def test_many_blocks_are_flushed_before_they_fill_the_memory(tmp_path):
+def test_many_blocks_are_flushed_before_they_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(keeper, "PACK_BYTES", 1)
+    monkeypatch.setattr(keeper, "MAX_PACKED_BYTES", 1 << 15)
     blocks = blocks_of(*torch.randn(3, 4, 4))
     with record(tmp_path) as recorder:
-        for step in range(500):
+        for step in range(20):
             recorder.write(with_blocks(step, blocks))
-        assert list((tmp_path / "blocks").glob("*.parquet"))
+    assert len(list((tmp_path / "blocks").glob("*.parquet"))) > 1
+    assert open_run(tmp_path).blocks()["step"].unique().to_pylist() == list(range(20))
 
 
 def test_a_row_takes_little_room(tmp_path):

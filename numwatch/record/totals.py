@@ -192,11 +192,14 @@ class Totals:
     def _line_of_rows(self, table: pa.Table) -> npt.NDArray[np.int64]:
         slots = pc.dictionary_encode(table["slot"].combine_chunks())
         names = slots.dictionary.to_pylist()
-        scales, scale_of_row = np.unique(_numbers(table, "loss_scale"), return_inverse=True)
-        pair_of_row = slots.indices.to_numpy() * len(scales) + scale_of_row
-        pairs, ids = np.unique(pair_of_row, return_inverse=True)
-        keys = [(names[pair // len(scales)], float(scales[pair % len(scales)])) for pair in pairs]
-        own = [self._lines.setdefault(key, len(self._lines)) for key in keys]
+        encoded = pc.dictionary_encode(table["loss_scale"].combine_chunks())
+        scales = encoded.dictionary.to_pylist()
+        pair_of_row = slots.indices.to_numpy().astype(np.int64) * len(scales)
+        pair_of_row += encoded.indices.to_numpy()
+        pairs = np.flatnonzero(np.bincount(pair_of_row))
+        keys = [(names[pair // len(scales)], scales[pair % len(scales)]) for pair in pairs.tolist()]
+        own = np.zeros(len(names) * len(scales), np.int64)
+        own[pairs] = [self._lines.setdefault(key, len(self._lines)) for key in keys]
         new = len(self._lines) - len(self._counts)
         if new:
             self._counts = _grown(self._counts, new)
@@ -205,7 +208,7 @@ class Totals:
             self._rows, self._peaks = _grown(self._rows, new), _grown(self._peaks, new)
             self._nonfinites = _grown(self._nonfinites, new)
             self._casts = _grown(self._casts, new)
-        line_of_row: npt.NDArray[np.int64] = np.array(own, np.int64)[ids]
+        line_of_row: npt.NDArray[np.int64] = own[pair_of_row]
         return line_of_row
 
     def _add_full(self, table: pa.Table, ids: npt.NDArray[np.int64]) -> None:

@@ -44,5 +44,6 @@ class Coverage:
                 (self.scaled_slots, table["loss_scale"].to_numpy() != 1.0),
                 (self.finite_slots, table["numel"].to_numpy() > nonfinites),
             ):
-                found.update(names[code] for code in np.unique(codes[rows]).tolist())
+                here = np.flatnonzero(np.bincount(codes[rows]))
+                found.update(names[code] for code in here.tolist())
             yield table

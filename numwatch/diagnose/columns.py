@@ -1,8 +1,7 @@
 """The columns of the `tensors` table that rules look at, read once and sorted by slot and step."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from numwatch.record import Run
+from numwatch.record.ahead import read_ahead
 from numwatch.record.slot_formats import judged_format
 from numwatch.snapshot import SlotInfo
 
@@ -41,7 +41,7 @@ def read_columns(
     columns: Columns = {}
     cuts = _Cuts(run.slots)
     filled, rows = 0, run.rows("tensors")
-    for table in _ahead(run.batches("tensors", first=first)):
+    for table in read_ahead(run.batches("tensors", first=first)):
         if table.num_rows:
             for name, values in _columns(table, places, cuts).items():
                 whole = columns.setdefault(name, np.empty(rows, values.dtype))
@@ -57,15 +57,6 @@ def read_columns(
     starts = np.searchsorted(place[order], np.arange(len(places) + 1)).tolist()
     # One column at a time, so that no second copy of all of them is ever held.
     return places, starts, {name: columns.pop(name)[:filled][order] for name in names}
-
-
-def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Yields the same tables, each read while the one before it is looked at."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, tables, None)
-        while (table := coming.result()) is not None:
-            coming = reader.submit(next, tables, None)
-            yield table
 
 
 def _columns(table: pa.Table, names: dict[str, int], cuts: "_Cuts") -> Columns:

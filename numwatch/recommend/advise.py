@@ -16,6 +16,7 @@ from numwatch.recommend.history import History, read_histories
 from numwatch.recommend.keep import ends_to_keep, first_call, reasons_to_keep, sizes_of
 from numwatch.recommend.masters import Masters, choose_masters
 from numwatch.record import Run, open_run
+from numwatch.record.ahead import read_ahead
 from numwatch.record.totals import read_totals
 from numwatch.snapshot import SlotInfo
 
@@ -162,7 +163,7 @@ def _compute(record: Run) -> str:
 
 
 def _told(record: Run, progress: Callable[[int], None] | None) -> Any:
-    for table in record.tensor_batches():
+    for table in read_ahead(record.tensor_batches()):
         yield table
         if progress is not None:
             progress(table.num_rows)

@@ -15,6 +15,7 @@ from numwatch.plan import OPERAND_ROLES
 from numwatch.recommend.block_rows import Blocks, read_blocks
 from numwatch.recommend.thresholds import ROWS
 from numwatch.record import Run
+from numwatch.record.ahead import read_ahead
 from numwatch.record.unpack import row_stats
 from numwatch.snapshot import SlotInfo
 from numwatch.stats import TensorStats
@@ -82,7 +83,7 @@ def read_histories(run: Run, progress: Callable[[int], None] | None = None) -> d
         for name, info in run.slots.items()
         if info.role in OPERAND_ROLES
     }
-    for table in run.tensor_batches():
+    for table in read_ahead(run.tensor_batches()):
         _add(table, kept)
         if progress is not None:
             progress(table.num_rows)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from numwatch.recipes import Collapse
 from numwatch.record import Run
+from numwatch.record.ahead import read_ahead
 from numwatch.record.gradients import gradient_groups
 from numwatch.record.totals import Totals, read_totals
 from numwatch.report.coverage import Coverage
@@ -114,7 +115,7 @@ def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary
         return () if empty else run.batches(table, first=first, last=last)
 
     coverage = Coverage()
-    totals = read_totals(coverage.passing(pieces("tensors")))
+    totals = read_totals(coverage.passing(read_ahead(pieces("tensors"))))
     shadows = read_shadows(pieces("shadows"))
     figures = _figures(totals, coverage, run.slots, shadows)
     shown = [line for line in figures if not is_parameters(line.slot) or in_trouble(line)]

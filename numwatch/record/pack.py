@@ -31,7 +31,8 @@ def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
         return TENSORS.empty_table()
     all_rows = [rows for _, rows in seen]
     lengths = [len(rows) for rows in all_rows]
-    counts = np.concatenate([rows.counts for rows in all_rows])
+    # One step of a large model is packed alone, and not copied for it.
+    counts = all_rows[0].counts if len(seen) == 1 else np.concatenate([r.counts for r in all_rows])
     reals = np.concatenate([rows.reals for rows in all_rows])
     amax_only = np.repeat([not rows.full for rows in all_rows], lengths)
     first, binades = _binades(counts, amax_only)

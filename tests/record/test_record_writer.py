@@ -282,7 +282,8 @@ def test_ctrl_c_while_a_flush_waits_loses_nothing(tmp_path, disk):
     disk.runs.clear()
     one = record(tmp_path)
     one.write(snapshot(0))
-    timer = threading.Timer(0.1, signal.raise_signal, [signal.SIGINT])
+    main = threading.main_thread().ident
+    timer = threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT])
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         one.flush()

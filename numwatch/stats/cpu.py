@@ -1,11 +1,11 @@
 """The CPU kernel: compiled loops over bit patterns, large tensors split over a few threads.
 
-The same contract as `reference`: counts equal to the last one, sums up to FP64 rounding.
+The same contract as `reference`: counts equal to the last one, sums up to FP64 rounding. Loops
+are called by address (see `memory`), since what a call costs is what small tensors cost.
 """
 
-from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,32 +13,26 @@ import torch
 from torch import Tensor
 
 from numwatch.stats import code_loops, loops
-from numwatch.stats.dtypes import LAYOUTS
-from numwatch.stats.layout import (
-    AMAX,
-    CALLS,
-    COUNTS,
-    NANS,
-    NEGINFS,
-    NUMEL,
-    POSINFS,
-    REALS,
-    ZEROS,
-    Counts,
-    Reals,
-    merge_rows,
-    new_rows,
-)
-from numwatch.stats.prepare import dense
-from numwatch.stats.threads import in_threads
+from numwatch.stats.dtypes import FLOAT8_DTYPES, LAYOUTS
+from numwatch.stats.exponent_loops import CHUNK, MANTISSA_BITS, WORKSPACE
+from numwatch.stats.layout import CALLS, COUNTS, NUMEL, REALS, ZEROS, merge_rows, new_rows
+from numwatch.stats.memory import TASK
+from numwatch.stats.prepare import address_of, dense, is_flat
+from numwatch.stats.threads import share_out
 
 Bits = npt.NDArray[np.unsignedinteger]
-Sweep = Callable[[Bits, Counts, Reals], None]
+Loop = Callable[[int, int, int, int, int], None]
+"""Of (address, numel, counts, reals, work); see `memory`."""
+Loops = Mapping[torch.dtype, Loop]
 
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _NUMPY_DTYPES = (torch.float64, torch.float32, torch.float16)
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-_PART = 1 << 19
+_COUNTS_BYTES, _REALS_BYTES = 8 * COUNTS, 8 * REALS
+_PART = 1 << 18
 """Fewest elements worth a thread of their own: it may be long in coming on a busy machine."""
+_PARTS = 4
+"""Parts for each thread, so that none waits long for another."""
 
 
 def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
@@ -48,55 +42,112 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
 
     Raises:
         NotWatchedError: See `prepare.dense`.
+        ValueError: If the rows are not contiguous memory of the CPU with such a row.
     """
-    flat, left_out = dense(x)
-    counts, reals = counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row]
-    sweep = _SWEEPS.get(flat.dtype) or _float8_sweep(flat.dtype)
-    bits = bits_of(flat)
-    own = counts.numpy()
-    threads = _threads(bits)
-    if threads > 1:
-        _sweep_in_parts(sweep, bits, counts, reals, threads)
-    else:
-        sweep(bits, own, reals.numpy())
-    own[CALLS] += 1
+    left_out = _add(_SWEEPS, x, counts, reals, row)
     if left_out:
+        own = counts.view(-1, COUNTS)[row]
         own[NUMEL] += left_out
         own[ZEROS] += left_out
 
 
 def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
     """Adds x's finite amax, numel and non-finite counts alone to one row; see `reference`."""
-    flat, left_out = dense(x)
-    counts, reals = counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row]
-    bits = bits_of(flat)
-    amax_of = _amax_loop(flat.dtype)
-    threads = _threads(bits)
-    if threads > 1:
-        parts = in_threads([partial(amax_of, part) for part in np.array_split(bits, threads)])
+    left_out = _add(_AMAX_LOOPS, x, counts, reals, row)
+    if left_out:
+        counts.view(-1, COUNTS)[row, NUMEL] += left_out
+
+
+def accumulate_group(
+    tensors: Sequence[Tensor], rows: Sequence[int], counts: Tensor, reals: Tensor, *, full: bool
+) -> None:
+    """Adds each tensor to a row; all but the large ones of a dtype in one call or a few."""
+    by_dtype = _SWEEPS if full else _AMAX_LOOPS
+    if rows:
+        _row_at(counts, reals, min(rows))
+        _row_at(counts, reals, max(rows))
+    first, first_reals = counts.data_ptr(), reals.data_ptr()
+    tables: dict[torch.dtype, list[int]] = {}
+    for x, row in zip(tensors, rows, strict=True):
+        n, dtype = x.numel(), x.dtype
+        if n < 2 * _PART and dtype in by_dtype and is_flat(x):
+            table = tables.setdefault(dtype, [])
+            at, reals_at = first + row * _COUNTS_BYTES, first_reals + row * _REALS_BYTES
+            table += (address_of(x), n, at, reals_at)
+        else:
+            (accumulate if full else accumulate_amax)(x, counts, reals, row)
+    threads = torch.get_num_threads() if len(set(rows)) == len(rows) else 1
+    for dtype, table in tables.items():
+        _add_tasks(by_dtype[dtype], dtype, np.array(table, np.int64).reshape(-1, TASK), threads)
+
+
+def _add(by_dtype: Loops, x: Tensor, counts: Tensor, reals: Tensor, row: int) -> int:
+    """Adds a tensor to a row; returns how many zeros it does not store."""
+    loop = by_dtype.get(x.dtype)
+    left_out = 0
+    if loop is None or not is_flat(x):
+        x, left_out = dense(x)
+        loop = by_dtype[x.dtype]
+    n = x.numel()
+    row_at = _row_at(counts, reals, row)
+    if n >= 2 * _PART and torch.get_num_threads() > 1:
+        _add_parts(loop, x, counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row])
     else:
-        parts = [amax_of(bits)]
-    own, own_reals = counts.numpy(), reals.numpy()
-    for pattern, nans, posinfs, neginfs in parts:
-        own_reals[AMAX] = max(own_reals[AMAX], LAYOUTS[flat.dtype].magnitude(int(pattern)))
-        own[NANS] += nans
-        own[POSINFS] += posinfs
-        own[NEGINFS] += neginfs
-    own[NUMEL] += bits.size + left_out
-    own[CALLS] += 1
+        loop(address_of(x), n, *row_at, _thread.work[x.dtype])
+    return left_out
 
 
-def _threads(bits: Bits) -> int:
-    return min(torch.get_num_threads(), bits.size // _PART)
+def _row_at(counts: Tensor, reals: Tensor, row: int) -> tuple[int, int]:
+    """The addresses of a row."""
+    if not (
+        0 <= row < counts.nbytes // _COUNTS_BYTES
+        and row < reals.nbytes // _REALS_BYTES
+        and counts.is_contiguous()
+        and reals.is_contiguous()
+        and counts.is_cpu
+        and reals.is_cpu
+    ):
+        raise ValueError(
+            f"no row {row} in contiguous int64 [n, {COUNTS}] and float64 [n, {REALS}] on the CPU; "
+            f"got {list(counts.shape)} and {list(reals.shape)}: make rows with new_rows"
+        )
+    return counts.data_ptr() + row * _COUNTS_BYTES, reals.data_ptr() + row * _REALS_BYTES
 
 
-def _sweep_in_parts(sweep: Sweep, bits: Bits, counts: Tensor, reals: Tensor, threads: int) -> None:
-    parts = np.array_split(bits, threads)
-    part_counts, part_reals = new_rows(threads)
-    rows = zip(parts, part_counts.numpy(), part_reals.numpy(), strict=True)
-    in_threads([partial(sweep, *row) for row in rows])
-    for i in range(threads):
-        merge_rows(counts, reals, part_counts[i], part_reals[i])
+def _add_parts(loop: Loop, x: Tensor, counts: Tensor, reals: Tensor) -> None:
+    """Adds a large tensor to a row, in parts that a few threads share, each with its own row."""
+    address, n, width = address_of(x), x.numel(), x.itemsize
+    threads = min(torch.get_num_threads(), n // _PART)
+    # Whole chunks, for the loops take what is left of one element by element.
+    step = -(-n // min(threads * _PARTS, n // _PART) // CHUNK) * CHUNK
+    own_counts, own_reals = new_rows(threads)
+
+    def worker(own: int) -> Callable[[int], None]:
+        row_at = _row_at(own_counts, own_reals, own)
+        return lambda start: loop(
+            address + start * width, min(step, n - start), *row_at, _thread.work[x.dtype]
+        )
+
+    share_out(range(0, n, step), [worker(own) for own in range(threads)])
+    own_counts[:, CALLS] = 0
+    for own in range(threads):
+        merge_rows(counts, reals, own_counts[own], own_reals[own])
+    counts[CALLS] += 1
+
+
+def _add_tasks(loop: Loop, dtype: torch.dtype, table: npt.NDArray[np.int64], threads: int) -> None:
+    """Runs a table of tasks, in parts of like size that threads share if there is enough of it."""
+    ends = np.cumsum(table[:, 1])
+    threads = min(threads, int(ends[-1]) // _PART)
+    parts = [table]
+    if threads > 1:
+        n = threads * _PARTS
+        parts = np.split(table, np.searchsorted(ends, ends[-1] * np.arange(1, n) // n))
+
+    def worker(part: npt.NDArray[np.int64]) -> None:
+        loop(part.ctypes.data, len(part), 0, 0, _thread.work[dtype])
+
+    share_out(parts, [worker] * max(threads, 1))
 
 
 def bits_of(flat: Tensor) -> Bits:
@@ -106,26 +157,43 @@ def bits_of(flat: Tensor) -> Bits:
     return flat.numpy().view(_UNSIGNED[flat.itemsize])
 
 
-@cache
-def _amax_loop(dtype: torch.dtype) -> Callable[[Bits], Any]:
-    loop: Callable[[Bits], Any] = code_loops.amax_loop(_UNSIGNED[dtype.itemsize], LAYOUTS[dtype])
-    return loop
-
-
-@cache
-def _float8_sweep(dtype: torch.dtype) -> Sweep:
+def _meanings(dtype: torch.dtype) -> npt.NDArray[np.uint64]:
+    """The FP64 patterns of the 256 codes of a float8 dtype."""
     codes = torch.arange(256, dtype=torch.uint8).view(dtype)
-    meanings = codes.to(torch.float64).numpy().view(np.uint64)
-
-    def sweep(bits: Bits, counts: Counts, reals: Reals) -> None:
-        code_loops.sweep_float8(bits, meanings, counts, reals)
-
-    return sweep
+    return codes.to(torch.float64).numpy().view(np.uint64)
 
 
-_SWEEPS: dict[torch.dtype, Sweep] = {
+def _workspace(dtype: torch.dtype) -> npt.NDArray[np.uint32]:
+    cells = np.zeros(WORKSPACE, np.uint32)
+    cells[MANTISSA_BITS] = LAYOUTS[dtype].mantissa_bits
+    return cells
+
+
+_MEANINGS = {dtype: _meanings(dtype) for dtype in FLOAT8_DTYPES}
+
+
+class _Thread(threading.local):
+    """What each thread has of its own.
+
+    Attributes:
+        work: By dtype, the address that its loops take for `work`.
+    """
+
+    def __init__(self) -> None:
+        self._workspaces = {dtype: _workspace(dtype) for dtype in _FLOATS}
+        arrays: dict[torch.dtype, Bits] = {**_MEANINGS, **self._workspaces}
+        self.work = {dtype: array.ctypes.data for dtype, array in arrays.items()}
+        self.work[torch.float64] = 0
+
+
+_thread = _Thread()
+
+_SWEEPS: dict[torch.dtype, Loop] = {
     torch.float64: code_loops.sweep_float64,
-    torch.float32: loops.sweep_float32,
-    torch.bfloat16: loops.sweep_bfloat16,
-    torch.float16: loops.sweep_float16,
+    **dict.fromkeys(_FLOATS, loops.sweep_floats),
+    **dict.fromkeys(FLOAT8_DTYPES, code_loops.sweep_float8),
+}
+_AMAX_LOOPS: dict[torch.dtype, Loop] = {
+    dtype: code_loops.amax_loop(_UNSIGNED[dtype.itemsize], layout)
+    for dtype, layout in LAYOUTS.items()
 }

@@ -19,10 +19,15 @@ from numwatch.stats.updates import swallowing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
     from torch import Tensor
 
     from numwatch.stats.tensor_stats import TensorStats
+
+
+_MANY = 10_000
+"""Elements that take a kernel through its loops for large tensors."""
 
 
 class Kernel(Protocol):
@@ -50,7 +55,7 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
     Raises:
         NotWatchedError: See `prepare.dense`.
     """
-    _kernel(x).accumulate(x, counts, reals, row)
+    _kernel(x, full=True).accumulate(x, counts, reals, row)
 
 
 def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
@@ -58,23 +63,28 @@ def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> N
 
     Fills AMAX, NUMEL, NANS, POSINFS, NEGINFS and CALLS; see `accumulate`.
     """
-    _kernel(x).accumulate_amax(x, counts, reals, row)
+    _kernel(x, full=False).accumulate_amax(x, counts, reals, row)
 
 
 def accumulate_group(
     tensors: Sequence[Tensor], rows: Sequence[int], counts: Tensor, reals: Tensor, *, full: bool
 ) -> None:
-    """Adds each of many tensors of one device to a row of its own, in as few launches as it can.
+    """Adds each of many tensors of one device to a row, in as few launches as it can.
 
     Args:
         tensors: All on the device of `counts` and `reals`.
-        rows: The row of each.
+        rows: The row of each; it is quickest where no row comes twice.
         counts: int64 [n, COUNTS].
         reals: float64 [n, REALS].
         full: Whether as `accumulate` does; else as `accumulate_amax`.
     """
-    if counts.device.type == "cuda":
+    if counts.is_cuda:
         on_gpu.accumulate_group(tensors, rows, counts, reals, full=full)
+        return
+    if counts.is_cpu and _all_compiled({x.dtype for x in tensors}, full=full):
+        from numwatch.stats import cpu
+
+        cpu.accumulate_group(tensors, rows, counts, reals, full=full)
         return
     for x, row in zip(tensors, rows, strict=True):
         (accumulate if full else accumulate_amax)(x, counts, reals, row)
@@ -144,20 +154,24 @@ def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:
     return replace(stats, blocks=count_blocks(x, blocks)) if blocks else stats
 
 
-def _kernel(x: Tensor) -> Kernel:
-    if x.device.type == "cpu":
-        return _cpu_kernel(x.dtype)
-    return on_gpu if x.device.type == "cuda" else reference
+def _kernel(x: Tensor, *, full: bool) -> Kernel:
+    if x.is_cpu:
+        return _cpu_kernel(x.dtype, full)
+    return on_gpu if x.is_cuda else reference
+
+
+def _all_compiled(dtypes: AbstractSet[torch.dtype], *, full: bool) -> bool:
+    return all(_cpu_kernel(dtype, full) is not reference for dtype in dtypes)
 
 
 @cache
-def _cpu_kernel(dtype: torch.dtype) -> Kernel:
-    """The kernel for a dtype, compiled and checked when the dtype is first met."""
+def _cpu_kernel(dtype: torch.dtype, full: bool) -> Kernel:
+    """The kernel for a dtype's full or amax pass, compiled and checked when first called for."""
     kernel = _compiled_kernel()
     if kernel is reference or not is_watched_dtype(dtype):
         return reference
     try:
-        _check(kernel, dtype)
+        _check(kernel, dtype, full=full)
     except Exception as error:  # noqa: BLE001 - numba fails in many ways
         _warn(f"{dtype_name(dtype)}: {error}")
         return reference
@@ -183,16 +197,18 @@ def _warn(reason: str) -> None:
     )
 
 
-def _check(kernel: Kernel, dtype: torch.dtype) -> None:
-    """Raises RuntimeError unless a kernel counts as the reference does.
+def _check(kernel: Kernel, dtype: torch.dtype, *, full: bool) -> None:
+    """Raises RuntimeError unless a kernel counts as the reference does, few elements and many.
 
     numba recompiles a loop when the file of the loop changes, not when a constant imported from
     another file does: what lies in its cache may write to the columns of an older row.
     """
-    x = every_kind(dtype)
-    (counts, expected_counts), (reals, expected_reals) = new_rows(2)
-    kernel.accumulate(x, counts, reals)
-    reference.accumulate(x, expected_counts, expected_reals)
-    sums_agree = torch.allclose(reals, expected_reals, rtol=1e-9, atol=0.0)
-    if not torch.equal(counts, expected_counts) or not sums_agree:
+    kinds = every_kind(dtype)
+    name = "accumulate" if full else "accumulate_amax"
+    ours, theirs = new_rows(2), new_rows(2)
+    for row, x in enumerate((kinds, kinds.repeat(-(-_MANY // kinds.numel())))):
+        getattr(kernel, name)(x, *ours, row)
+        getattr(reference, name)(x, *theirs, row)
+    sums_agree = torch.allclose(ours[1], theirs[1], rtol=1e-9, atol=0.0)
+    if not torch.equal(ours[0], theirs[0]) or not sums_agree:
         raise RuntimeError("its loops count wrongly, perhaps from a stale cache")

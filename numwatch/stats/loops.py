@@ -1,86 +1,98 @@
 """The CPU loops over FP32, BF16 and FP16: one pass over the memory, a chunk at a time.
 
-All three are read as FP32 bit patterns, chunk by chunk in the first-level cache,
-where three loops go over each chunk: a histogram of the exponent field, extremes and powers of two,
-sums in FP64. Chunks with FP32 subnormals or non-finite values, both rare, take a slower loop
-instead of the sums. Whatever depends on subnormals is done on integers, since the processor may
-take them for zero.
+All three are read as FP32 bit patterns, chunk by chunk in the first-level cache, where loops that
+the compiler vectorises take extremes, powers of two and FP64 sums, and another counts exponents.
+Chunks with FP32 subnormals or non-finite values take slower ones. Whatever depends on subnormals
+is done on integers, since the processor may take them for zero.
 """
 
 from typing import Any
 
 import numpy as np
 
+from numwatch.stats.exponent_loops import (
+    BLOCK,
+    BUFFER,
+    CHUNK,
+    EXPONENT_0,
+    MANTISSA_BITS,
+    TALLY,
+    TOP,
+    WORKSPACE,
+    count_exponents,
+    empty_tables,
+)
 from numwatch.stats.jit import jit, jit_sum
 from numwatch.stats.layout import (
     AMAX,
     AMIN,
+    CALLS,
+    COUNTS,
     NANS,
     NEGINFS,
     NUMEL,
     POSINFS,
     POW2S,
+    REALS,
     SUM,
     SUMSQ,
     ZEROS,
 )
+from numwatch.stats.memory import array_at, task, tasks_in
 
 # numba turns uint32 arithmetic into 64 bits where it isn't told otherwise, hence all the casts.
+_U16 = np.uint16
 _U32 = np.uint32
-_U64 = np.uint64
-
-_CHUNK = 2048
-_WAYS = 8
-"""Private histograms: neighbours that share an exponent would wait for each other in one."""
 
 _MAGNITUDE = _U32(0x7FFF_FFFF)
 _MANTISSA = _U32(0x007F_FFFF)
 _INF = _U32(0x7F80_0000)
 _SUBNORMAL_STEP = 2.0**-149
+_FP32_BITS, _FP16_BITS = 23, 10
+_HALF = 2
 
-# Columns of a call's own tally: what the exponent histogram does not tell apart.
-_NAN, _POSINF, _NEGINF, _SUBNORMAL, _SUBNORMAL_POW2, _NO_MANTISSA = range(6)
-
-
-@jit
-def sweep_float32(bits: Any, counts: Any, reals: Any) -> None:
-    """Adds float32 elements, given as uint32 [n], to the row [COUNTS] and [REALS]."""
-    histogram = np.zeros(_WAYS * 256, np.uint32)
-    tally = np.zeros(6, np.int64)
-    floats = bits.view(np.float32)
-    for start in range(0, bits.size, _CHUNK):
-        end = start + _CHUNK
-        _add_chunk(bits[start:end], floats[start:end], histogram, tally, reals)
-    _add_counts(bits.size, histogram, tally, counts)
+# Columns of a tensor's own tally beside EXPONENT_0 and TOP. The smallest is kept less 1.
+_NAN, _POSINF, _NEGINF, _SUBNORMAL, _SUBNORMAL_POW2, _NO_MANTISSA = range(2, 8)
+_LARGEST, _SMALLEST = 8, 9
 
 
 @jit
-def sweep_bfloat16(bits: Any, counts: Any, reals: Any) -> None:
-    """Adds bfloat16 elements, given as uint16 [n], to the row."""
-    histogram = np.zeros(_WAYS * 256, np.uint32)
-    tally = np.zeros(6, np.int64)
-    buffer = np.empty(_CHUNK, np.uint32)
-    floats = buffer.view(np.float32)
-    for start in range(0, bits.size, _CHUNK):
-        chunk = bits[start : start + _CHUNK]
-        for i in range(chunk.size):
-            buffer[i] = _U32(chunk[i]) << _U32(16)
-        _add_chunk(buffer[: chunk.size], floats[: chunk.size], histogram, tally, reals)
-    _add_counts(bits.size, histogram, tally, counts)
+def sweep_floats(address: Any, numel: Any, counts: Any, reals: Any, work: Any) -> None:
+    """Adds float32, bfloat16 or float16 elements to rows; see `memory`.
+
+    `work` leads to a uint32 [WORKSPACE] for the dtype.
+    """
+    mantissa_bits = array_at(work, WORKSPACE, _U32)[MANTISSA_BITS]
+    width = 4 if mantissa_bits == _FP32_BITS else 2
+    for k in range(tasks_in(numel, counts)):
+        at, n, row_at, reals_at = task(k, address, numel, counts, reals)
+        row = array_at(row_at, COUNTS, np.int64)
+        row_reals = array_at(reals_at, REALS, np.float64)
+        tally = _new_tally(work)
+        for start in range(0, n, CHUNK):
+            here = at + width * start
+            size = min(CHUNK, n - start)
+            if width == _HALF:
+                here = _widened(here, size, mantissa_bits, work)
+            chunk = array_at(here, size, _U32)
+            _add_chunk(chunk, array_at(here, size, np.float32), tally, row_reals)
+            count_exponents(chunk, n, at + width * (start + CHUNK), width, work)
+            if (start + CHUNK) % BLOCK == 0:
+                _empty_tables(n, tally, row, work)
+        _end_row(n, tally, row, row_reals, work)
 
 
 @jit
-def sweep_float16(bits: Any, counts: Any, reals: Any) -> None:
-    """Adds float16 elements, given as uint16 [n], to the row."""
-    histogram = np.zeros(_WAYS * 256, np.uint32)
-    tally = np.zeros(6, np.int64)
-    buffer = np.empty(_CHUNK, np.uint32)
-    floats = buffer.view(np.float32)
-    for start in range(0, bits.size, _CHUNK):
-        chunk = bits[start : start + _CHUNK]
-        widen_float16(chunk, buffer)
-        _add_chunk(buffer[: chunk.size], floats[: chunk.size], histogram, tally, reals)
-    _add_counts(bits.size, histogram, tally, counts)
+def _widened(at: Any, size: Any, mantissa_bits: Any, work: Any) -> Any:
+    """Widens a chunk of 16-bit elements in the workspace; returns the address."""
+    bits = array_at(at, size, _U16)
+    buffer = array_at(work + 4 * BUFFER, CHUNK, _U32)
+    if mantissa_bits == _FP16_BITS:
+        widen_float16(bits, buffer)
+    else:
+        for i in range(size):
+            buffer[i] = _U32(bits[i]) << _U32(16)
+    return work + 4 * BUFFER
 
 
 @jit
@@ -99,48 +111,31 @@ def widen_float16(bits: Any, buffer: Any) -> None:
 
 
 @jit
-def _add_chunk(chunk: Any, floats: Any, histogram: Any, tally: Any, reals: Any) -> None:
-    _count_exponents(chunk, histogram)
-    largest, smallest, no_mantissa = _extremes(chunk)
-    tally[_NO_MANTISSA] += no_mantissa
-    # `smallest` is one less than the smallest non-zero magnitude; all ones where there is none.
-    if largest < _INF and smallest >= _MANTISSA:
-        total, squares = _sums(floats)
-    else:
-        largest, total, squares = _add_specials(chunk, floats, tally)
-    if smallest < _U32(_INF - _U32(1)):
-        reals[AMIN] = min(reals[AMIN], as_float64(_U32(smallest + _U32(1))))
-    reals[AMAX] = max(reals[AMAX], as_float64(largest))
-    reals[SUM] += total
-    reals[SUMSQ] += squares
+def _new_tally(work: Any) -> Any:
+    tally = array_at(work + 4 * TALLY, 10, np.int64)
+    for column in range(10):
+        tally[column] = 0
+    tally[_SMALLEST] = 0xFFFF_FFFF
+    return tally
 
 
 @jit
-def _count_exponents(chunk: Any, histogram: Any) -> None:
-    shift = _U32(23)
-    mask = _U32(0xFF)
-    one = _U32(1)
-    whole = chunk.size - chunk.size % _WAYS
-    for start in range(0, whole, _WAYS):
-        i = _U64(start)
-        e0 = chunk[i] >> shift & mask
-        e1 = chunk[i + _U64(1)] >> shift & mask
-        e2 = chunk[i + _U64(2)] >> shift & mask
-        e3 = chunk[i + _U64(3)] >> shift & mask
-        e4 = chunk[i + _U64(4)] >> shift & mask
-        e5 = chunk[i + _U64(5)] >> shift & mask
-        e6 = chunk[i + _U64(6)] >> shift & mask
-        e7 = chunk[i + _U64(7)] >> shift & mask
-        histogram[e0] += one
-        histogram[e1 + _U64(0x100)] += one
-        histogram[e2 + _U64(0x200)] += one
-        histogram[e3 + _U64(0x300)] += one
-        histogram[e4 + _U64(0x400)] += one
-        histogram[e5 + _U64(0x500)] += one
-        histogram[e6 + _U64(0x600)] += one
-        histogram[e7 + _U64(0x700)] += one
-    for start in range(whole, chunk.size):
-        histogram[chunk[_U64(start)] >> shift & mask] += one
+def _add_chunk(chunk: Any, floats: Any, tally: Any, reals: Any) -> None:
+    """Adds what the exponents don't tell."""
+    top, smallest, no_mantissa = _extremes(chunk)
+    largest = top
+    # `smallest` is one less than the smallest non-zero magnitude; all ones where there is none.
+    if top < _INF and smallest >= _MANTISSA:
+        total, squares = _sums(floats)
+    else:
+        largest = _add_specials(chunk, tally)
+        total, squares = _sums_of_specials(chunk, floats)
+    tally[_NO_MANTISSA] += no_mantissa
+    tally[TOP] = max(tally[TOP], np.int64(top))
+    tally[_LARGEST] = max(tally[_LARGEST], np.int64(largest))
+    tally[_SMALLEST] = min(tally[_SMALLEST], np.int64(smallest))
+    reals[SUM] += total
+    reals[SUMSQ] += squares
 
 
 @jit
@@ -170,28 +165,41 @@ def _sums(floats: Any) -> Any:
 
 
 @jit
-def _add_specials(chunk: Any, floats: Any, tally: Any) -> Any:
-    """Counts what is subnormal or not finite; returns amax and the sums of the finite elements."""
-    largest = _U32(0)
+def _add_specials(chunk: Any, tally: Any) -> Any:
+    """Counts what is subnormal or not finite; returns the largest finite magnitude."""
+    largest = nans = infs = posinfs = subnormals = powers = _U32(0)
+    for i in range(chunk.size):
+        magnitude = _U32(chunk[i] & _MAGNITUDE)
+        less = _U32(magnitude - _U32(1))
+        largest = max(largest, magnitude if magnitude < _INF else _U32(0))
+        nans = _U32(nans + _U32(magnitude > _INF))
+        infs = _U32(infs + _U32(magnitude == _INF))
+        posinfs = _U32(posinfs + _U32(chunk[i] == _INF))
+        subnormal = _U32(less < _MANTISSA)
+        subnormals = _U32(subnormals + subnormal)
+        powers = _U32(powers + _U32(subnormal & _U32(_U32(magnitude & less) == _U32(0))))
+    tally[_NAN] += nans
+    tally[_POSINF] += posinfs
+    tally[_NEGINF] += infs - posinfs
+    tally[_SUBNORMAL] += subnormals
+    tally[_SUBNORMAL_POW2] += powers
+    return largest
+
+
+@jit_sum
+def _sums_of_specials(chunk: Any, floats: Any) -> Any:
+    """Sums of the finite elements, subnormals by their patterns."""
     total = 0.0
     squares = 0.0
     for i in range(chunk.size):
         magnitude = _U32(chunk[i] & _MAGNITUDE)
-        negative = chunk[i] > _MAGNITUDE
-        if magnitude >= _INF:
-            tally[_NAN if magnitude > _INF else _NEGINF if negative else _POSINF] += 1
-            continue
-        largest = max(largest, magnitude)
-        value = np.float64(floats[i])
-        if _U32(0) < magnitude <= _MANTISSA:
-            tally[_SUBNORMAL] += 1
-            tally[_SUBNORMAL_POW2] += _U32(magnitude & _U32(magnitude - _U32(1))) == _U32(0)
-            value = as_float64(magnitude)
-            if negative:
-                value = -value
+        tiny = np.float64(np.int32(magnitude)) * _SUBNORMAL_STEP
+        tiny = -tiny if chunk[i] > _MAGNITUDE else tiny
+        value = tiny if magnitude <= _MANTISSA else np.float64(floats[i])
+        value = value if magnitude < _INF else 0.0
         total += value
         squares += value * value
-    return largest, total, squares
+    return total, squares
 
 
 @jit
@@ -203,14 +211,16 @@ def as_float64(magnitude: Any) -> Any:
 
 
 @jit
-def _add_counts(numel: Any, histogram: Any, tally: Any, counts: Any) -> None:
-    """Adds a call's exponent counts and tally to the row."""
-    for exponent in range(1, 255):
-        for way in range(_WAYS):
-            counts[exponent] += histogram[way * 256 + exponent]
-    zeros = -tally[_SUBNORMAL]
-    for way in range(_WAYS):
-        zeros += histogram[way * 256]
+def _empty_tables(n: Any, tally: Any, counts: Any, work: Any) -> None:
+    smallest = _U32(tally[_SMALLEST] + 1) >> _U32(23)
+    empty_tables(n, tally, np.int64(smallest), counts, work)
+
+
+@jit
+def _end_row(n: Any, tally: Any, counts: Any, reals: Any, work: Any) -> None:
+    """Adds a tensor's exponents and tally to the row."""
+    _empty_tables(n, tally, counts, work)
+    zeros = tally[EXPONENT_0] - tally[_SUBNORMAL]
     infs = tally[_POSINF] + tally[_NEGINF]
     counts[0] += tally[_SUBNORMAL]
     counts[ZEROS] += zeros
@@ -218,4 +228,9 @@ def _add_counts(numel: Any, histogram: Any, tally: Any, counts: Any) -> None:
     counts[POSINFS] += tally[_POSINF]
     counts[NEGINFS] += tally[_NEGINF]
     counts[POW2S] += tally[_NO_MANTISSA] - zeros - infs + tally[_SUBNORMAL_POW2]
-    counts[NUMEL] += numel
+    counts[NUMEL] += n
+    counts[CALLS] += 1
+    smallest = _U32(tally[_SMALLEST])
+    if smallest < _U32(_INF - _U32(1)):
+        reals[AMIN] = min(reals[AMIN], as_float64(_U32(smallest + _U32(1))))
+    reals[AMAX] = max(reals[AMAX], as_float64(_U32(tally[_LARGEST])))

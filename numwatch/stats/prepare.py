@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from numwatch.errors import NumwatchError
 from numwatch.stats.dtypes import dtype_name, is_watched_dtype
@@ -11,6 +12,37 @@ from numwatch.stats.dtypes import dtype_name, is_watched_dtype
 
 class NotWatchedError(NumwatchError, TypeError):
     """A tensor whose statistics numwatch does not take: integers, bools, complex, no data."""
+
+
+_PLAIN = frozenset({Tensor, Parameter})
+_LOW = 1 << 40
+"""Where allocators seldom put anything; an offset without memory leads there."""
+
+
+def is_flat(x: Tensor) -> bool:
+    """Whether the memory of a CPU tensor can be read from its start to its end as it is.
+
+    False where it takes `dense` to find out.
+    """
+    return (
+        type(x) in _PLAIN
+        and x.layout is torch.strided
+        and x.is_contiguous()
+        and not x.is_neg()
+        and not x.is_nested
+    )
+
+
+def address_of(x: Tensor) -> int:
+    """Returns where x's first element lies in the CPU's memory.
+
+    Raises:
+        NotWatchedError: If x has elements but its memory was freed, or it never had any.
+    """
+    address = x.data_ptr()
+    if address < _LOW and address == x.storage_offset() * x.itemsize and x.numel():
+        raise NotWatchedError("statistics need data; got a tensor without memory of its own")
+    return address
 
 
 def dense(x: Tensor) -> tuple[Tensor, int]:
@@ -96,7 +128,7 @@ def _flat(x: Tensor) -> Tensor:
     # Largest stride first: where nothing overlaps and nothing is skipped (transposed,
     # channels-last) that order is contiguous. Elsewhere it is the best order to copy in.
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
-    return x.permute(order).reshape(-1)
+    return x.permute(order).reshape(-1).contiguous()
 
 
 def matrix(x: Tensor) -> Tensor:

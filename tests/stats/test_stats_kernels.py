@@ -1,5 +1,6 @@
 """Two kernels, one contract: every count equal to the definition, sums to FP64 rounding."""
 
+import ctypes
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import numwatch.stats as nws
-from numwatch.stats import TensorStats, cpu, dtypes, kernels, loops, reference
+from numwatch.stats import (
+    TensorStats,
+    cpu,
+    dtypes,
+    exponent_loops,
+    kernels,
+    loops,
+    reference,
+)
 from numwatch.stats.dtypes import every_kind
 
 KERNELS = pytest.mark.parametrize("kernel", [reference, cpu], ids=["reference", "numba"])
@@ -45,12 +54,57 @@ def test_every_code(kernel, dtype):
 
 @KERNELS
 @ALL_DTYPES
-@pytest.mark.parametrize("n", [0, 1, 7, 8, 2047, 2048, 2049, 6151])
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 2047, 2048, 2049, 8191, 8192, 8193, 12287])
 def test_chunk_edges(kernel, dtype, n):
     generator = torch.Generator().manual_seed(n)
     raw = torch.randint(0, 256, (n * dtype.itemsize,), dtype=torch.uint8, generator=generator)
     x = raw.view(dtype)
     assert_same(measured(kernel, x), expected_stats(x))
+
+
+def noise(n):
+    return torch.randn(n, generator=torch.Generator().manual_seed(n))
+
+
+CONTENTS = {
+    "noise": noise,
+    "relu": lambda n: noise(n).relu(),
+    "zeros": torch.zeros,
+    "one value": lambda n: torch.full((n,), -3.0),
+    "a mask": lambda n: noise(n).where(noise(n + 1)[1:] > 0, -math.inf),
+    "one NaN": lambda n: noise(n).index_fill(0, torch.tensor([n // 2]), math.nan),
+    "nothing finite": lambda n: torch.full((n,), math.nan),
+    "subnormals of FP32": lambda n: noise(n) * 2.0**-130,
+    "subnormals of FP16": lambda n: noise(n) * 2.0**-18,
+    "all binades": lambda n: torch.exp2(torch.linspace(-149, 127, n)),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:4], ids=str)
+def test_many_elements_of_any_content(dtype):
+    # One after the other in one thread: each must leave the workspace as it found it.
+    for name, make in [*CONTENTS.items(), *CONTENTS.items()]:
+        for n in (8192, 20_001):
+            x = make(n).to(dtype)
+            ours, theirs = measured(cpu, x), measured(reference, x)
+            assert ours.as_dict().keys() == theirs.as_dict().keys(), name
+            assert_same(ours, theirs)
+
+
+@pytest.mark.slow
+def test_more_elements_than_the_tables_hold_at_once():
+    # Never written, the zeros take no memory.
+    n = exponent_loops.BLOCK + 3 * exponent_loops.CHUNK + 1
+    x = torch.from_numpy(np.zeros(n, np.int16)).view(torch.bfloat16)
+    x[[0, 5, n // 2, -1]] = torch.tensor([1.0, -2.0, math.inf, 3.0], dtype=torch.bfloat16)
+    counts, reals = nws.new_rows(1)
+    # In one part, whatever the number of threads.
+    at = (counts.data_ptr(), reals.data_ptr(), cpu._thread.work[x.dtype])
+    loops.sweep_floats(x.data_ptr(), n, *at)
+    stats = nws.unpack_row(counts[0].numpy(), reals[0].numpy())
+    assert (stats.numel, stats.zeros, stats.posinfs, stats.pow2s) == (n, n - 4, 1, 2)
+    assert (stats.amax, stats.amin, stats.sum, stats.sumsq) == (3.0, 1.0, 2.0, 14.0)
+    assert (stats.binade_first, stats.binades) == (0, (1, 2))
 
 
 @ALL_DTYPES
@@ -256,39 +310,66 @@ def first_use():
         choice.cache_clear()
 
 
-def older_columns(bits, counts, reals):
+def memory_at(address, number, n):
+    return np.ctypeslib.as_array((number * n).from_address(address))
+
+
+def older_columns(loop):
     """A loop from a cache of before a column was added: every count one too far left."""
-    right = np.zeros_like(counts)
-    loops.sweep_float32(bits, right, reals)
-    counts += np.roll(right, -1)
+
+    def wrong(address, numel, counts, reals, work):
+        row, _ = nws.new_rows(1)
+        loop(address, numel, row.data_ptr(), reals, work)
+        memory_at(counts, ctypes.c_int64, nws.COUNTS)[:] += np.roll(row[0].numpy(), -1)
+
+    return wrong
 
 
-def sums_swapped(bits, counts, reals):
-    loops.sweep_float32(bits, counts, reals)
-    reals[nws.SUM], reals[nws.SUMSQ] = reals[nws.SUMSQ], reals[nws.SUM]
+def halved_amax(loop):
+    def wrong(address, numel, counts, reals, work):
+        loop(address, numel, counts, reals, work)
+        memory_at(reals, ctypes.c_double, nws.REALS)[nws.AMAX] /= 2
+
+    return wrong
 
 
-@pytest.mark.parametrize("wrong", [older_columns, sums_swapped])
+def wrong_where_many(loop):
+    def wrong(address, numel, counts, reals, work):
+        loop(address, min(numel, exponent_loops.FEW), counts, reals, work)
+
+    return wrong
+
+
+@pytest.mark.parametrize("wrong", [older_columns, halved_amax, wrong_where_many])
 @pytest.mark.usefixtures("first_use")
 def test_a_kernel_that_counts_wrongly_is_not_used(monkeypatch, wrong):
-    monkeypatch.setitem(cpu._SWEEPS, torch.float32, wrong)
     x = torch.tensor([1.0, 3.0, -0.0, math.nan])
+    for loops_of in (cpu._SWEEPS, cpu._AMAX_LOOPS):
+        monkeypatch.setitem(loops_of, torch.float32, wrong(loops_of[torch.float32]))
     with pytest.warns(RuntimeWarning, match="float32: its loops count wrongly") as caught:
         stats = [nws.tensor_stats(x) for _ in range(2)]
     assert len(caught) == 1
     assert stats[0] == stats[1] == expected_stats(x)
+    counts, reals = nws.new_rows(2)
+    with pytest.warns(RuntimeWarning, match="float32: its loops count wrongly") as caught:
+        nws.accumulate_amax(x, counts, reals, 0)
+    assert len(caught) == 1
+    nws.accumulate_group([x], [1], counts, reals, full=False)
+    assert torch.equal(counts[0], counts[1])
+    assert reals[:, nws.AMAX].tolist() == [3.0, 3.0]
 
 
 @ALL_DTYPES
+@pytest.mark.parametrize("full", [True, False], ids=["full", "amax"])
 @pytest.mark.usefixtures("first_use")
-def test_the_right_kernel_passes_its_check(dtype):
-    assert kernels._cpu_kernel(dtype) is cpu
+def test_the_right_kernel_passes_its_check(dtype, full):
+    assert kernels._cpu_kernel(dtype, full) is cpu
 
 
 @pytest.mark.usefixtures("first_use")
 def test_a_dtype_s_first_use_compiles_no_other(monkeypatch):
     met = []
-    sweeps = {d: lambda *row, d=d, f=f: (met.append(d), f(*row)) for d, f in cpu._SWEEPS.items()}
+    sweeps = {d: lambda *at, d=d, f=f: (met.append(d), f(*at)) for d, f in cpu._SWEEPS.items()}
     monkeypatch.setattr(cpu, "_SWEEPS", sweeps)
     nws.tensor_stats(torch.ones(2))
     assert set(met) == {torch.float32}

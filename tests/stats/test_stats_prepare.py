@@ -9,7 +9,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from numwatch.errors import NumwatchError
 from numwatch.stats import NotWatchedError, is_watched_dtype, tensor_stats
-from numwatch.stats.prepare import dense
+from numwatch.stats.prepare import address_of, dense, is_flat
 
 
 def data(*shape):
@@ -52,6 +52,28 @@ def test_views_of_every_dtype(name, dtype):
     x = VIEWS[name]
     x = x[:1].to(dtype).expand(x.shape) if name == "expanded" else x.to(dtype)
     assert_same(tensor_stats(x), expected_stats(x.contiguous()))
+
+
+IN_ONE_PIECE = {"0-d", "empty", "matrix", "parameter", "requires grad"}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_what_is_read_where_it_lies(name):
+    x = VIEWS[name]
+    assert is_flat(x) == (name in IN_ONE_PIECE or (name == "size-1 dims" and x.is_contiguous()))
+    flat, _ = dense(x)
+    assert is_flat(flat)
+    assert address_of(flat) == flat.data_ptr()
+
+
+def test_memory_that_is_gone_is_not_read():
+    x = data(100)
+    view = x[10:20]
+    x.untyped_storage().resize_(0)
+    for gone in (x, view, torch._efficientzerotensor((3,))):
+        for blocks in ((), (16,)):
+            with pytest.raises(NotWatchedError, match="without memory of its own"):
+                tensor_stats(gone, blocks=blocks)
 
 
 @pytest.mark.parametrize("name", ["matrix", "transposed", "channels last", "0-d", "parameter"])

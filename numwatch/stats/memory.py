@@ -1,8 +1,8 @@
 """Memory by its address in compiled loops: no array object is made, typed or kept for a call.
 
 A loop is called with (address, numel, counts, reals, work). `counts` and `reals` are the addresses
-of one row, and `work` is what the loop needs beside. Where `counts` is 0, `address` leads to a table of
-`numel` tasks instead, int64 [numel, TASK]: address, numel, counts and reals of each.
+of one row, `work` is that of what the loop needs beside. Where `counts` is 0, `address` leads to a
+table of `numel` tasks instead, int64 [numel, TASK]: address, numel, counts and reals of each.
 """
 
 from typing import Any

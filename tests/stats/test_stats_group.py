@@ -43,6 +43,7 @@ def group_of(dtype):
 def test_a_group_is_its_tensors_one_by_one(monkeypatch, dtype, full, twice):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     monkeypatch.setattr(cpu, "_PART", 1 << 12)
+    monkeypatch.setattr(cpu, "_AMAX_PART", 1 << 12)
     tensors = group_of(dtype)
     n = len(tensors)
     rows = [(7 * i) % n // (1 + twice) for i in range(n)]

@@ -201,7 +201,7 @@ def test_amax_and_nonfinites_of_every_code(kernel, dtype):
 
 @ALL_DTYPES
 def test_amax_from_threads(dtype):
-    x = torch.randint(0, 256, (3 * cpu._PART * dtype.itemsize,), dtype=torch.uint8).view(dtype)
+    x = torch.randint(0, 256, (3 * cpu._AMAX_PART * dtype.itemsize,), dtype=torch.uint8).view(dtype)
     before = torch.get_num_threads()
     rows, reals = nws.new_rows(2)
     try:

@@ -54,7 +54,8 @@ def count_exponents(chunk: Any, n: Any, ahead: Any, width: Any, work: Any) -> No
         work: Address of the workspace.
     """
     if n >= FEW and chunk.size == CHUNK:
-        _count_pairs(chunk, ahead, 16 * width, work)
+        _index_pairs(chunk, work)
+        _count_pairs(ahead, 16 * width, work)
         return
     singles = array_at(work + 4 * _SINGLES, _WAYS * 256, _U32)
     for start in range(chunk.size):
@@ -64,13 +65,30 @@ def count_exponents(chunk: Any, n: Any, ahead: Any, width: Any, work: Any) -> No
 
 
 @jit
-def _count_pairs(chunk: Any, ahead: Any, step: Any, work: Any) -> None:
-    """Counts each element of a chunk's first half together with one of the other half."""
+def _index_pairs(chunk: Any, work: Any) -> None:
+    """Pairs each element of a chunk's first half with one of the other half."""
     index = array_at(work + 4 * _INDEX, _PAIRS, _U16)
     for i in range(_PAIRS):
         first = _U32(chunk[i] >> _U32(23)) & _U32(0xFF)
         second = _U32(chunk[i + _PAIRS] >> _U32(15)) & _U32(0xFF00)
         index[i] = _U32(first | second)
+
+
+@jit
+def count_bfloat16(chunk: Any, ahead: Any, work: Any) -> None:
+    """Counts the exponents of a whole chunk's pairs as `count_exponents` does, from BF16 itself."""
+    index = array_at(work + 4 * _INDEX, _PAIRS, _U16)
+    for i in range(_PAIRS):
+        first = _U16(_U16(chunk[i] >> _U16(7)) & _U16(0xFF))
+        second = _U16(_U16(chunk[i + _PAIRS] << _U16(1)) & _U16(0xFF00))
+        index[i] = _U16(first | second)
+    _count_pairs(ahead, 32, work)
+
+
+@jit
+def _count_pairs(ahead: Any, step: Any, work: Any) -> None:
+    """Counts a chunk's pairs where they stand in the table, while it fetches what lies ahead."""
+    index = array_at(work + 4 * _INDEX, _PAIRS, _U16)
     table = array_at(work, _SINGLES, _U32)
     one = _U32(1)
     for start in range(0, _PAIRS, 8):

@@ -1,8 +1,9 @@
 """The CPU loops over FP32, BF16 and FP16: one pass over the memory, a chunk at a time.
 
-All three are read as FP32 bit patterns, chunk by chunk in the first-level cache, where loops that
+All are read as FP32 bit patterns, chunk by chunk in the first-level cache, where loops that
 the compiler vectorises take extremes, powers of two and FP64 sums, and another counts exponents.
-Chunks with FP32 subnormals or non-finite values take slower ones. Whatever depends on subnormals
+Whole chunks of BF16 are left in 16 bits, twice as many to an instruction. Chunks with FP32
+subnormals or non-finite values take slower loops. Whatever depends on subnormals
 is done on integers, since the processor may take them for zero.
 """
 
@@ -15,10 +16,12 @@ from numwatch.stats.exponent_loops import (
     BUFFER,
     CHUNK,
     EXPONENT_0,
+    FEW,
     MANTISSA_BITS,
     TALLY,
     TOP,
     WORKSPACE,
+    count_bfloat16,
     count_exponents,
     empty_tables,
 )
@@ -48,7 +51,7 @@ _MAGNITUDE = _U32(0x7FFF_FFFF)
 _MANTISSA = _U32(0x007F_FFFF)
 _INF = _U32(0x7F80_0000)
 _SUBNORMAL_STEP = 2.0**-149
-_FP32_BITS, _FP16_BITS = 23, 10
+_FP32_BITS, _FP16_BITS, _BF16_BITS = 23, 10, 7
 _HALF = 2
 
 # Columns of a tensor's own tally beside EXPONENT_0 and TOP. The smallest is kept less 1.
@@ -69,17 +72,21 @@ def sweep_floats(address: Any, numel: Any, counts: Any, reals: Any, work: Any) -
         row = array_at(row_at, COUNTS, np.int64)
         row_reals = array_at(reals_at, REALS, np.float64)
         tally = _new_tally(work)
+        many_halves = mantissa_bits == _BF16_BITS and n >= FEW
         for start in range(0, n, CHUNK):
             here = at + width * start
+            ahead = here + width * CHUNK
             size = min(CHUNK, n - start)
-            if width == _HALF:
-                here = _widened(here, size, mantissa_bits, work)
-            chunk = array_at(here, size, _U32)
-            _add_chunk(chunk, array_at(here, size, np.float32), tally, row_reals)
-            count_exponents(chunk, n, at + width * (start + CHUNK), width, work)
-            if (start + CHUNK) % BLOCK == 0:
+            whole = many_halves and size == CHUNK
+            if not (whole and _add_bfloat16(here, ahead, tally, row_reals, work)):
+                if width == _HALF:
+                    here = _widened(here, size, mantissa_bits, work)
+                chunk = array_at(here, size, _U32)
+                _add_chunk(chunk, array_at(here, size, np.float32), tally, row_reals)
+                count_exponents(chunk, n, ahead, width, work)
+            if start + CHUNK >= n or (start + CHUNK) % BLOCK == 0:
                 _empty_tables(n, tally, row, work)
-        _end_row(n, tally, row, row_reals, work)
+        _end_row(n, tally, row, row_reals)
 
 
 @jit
@@ -130,12 +137,53 @@ def _add_chunk(chunk: Any, floats: Any, tally: Any, reals: Any) -> None:
     else:
         largest = _add_specials(chunk, tally)
         total, squares = _sums_of_specials(chunk, floats)
-    tally[_NO_MANTISSA] += no_mantissa
+    _add_extremes(tally, top, largest, smallest, no_mantissa)
+    reals[SUM] += total
+    reals[SUMSQ] += squares
+
+
+@jit
+def _add_extremes(tally: Any, top: Any, largest: Any, smallest: Any, no_mantissa: Any) -> None:
     tally[TOP] = max(tally[TOP], np.int64(top))
     tally[_LARGEST] = max(tally[_LARGEST], np.int64(largest))
     tally[_SMALLEST] = min(tally[_SMALLEST], np.int64(smallest))
+    tally[_NO_MANTISSA] += no_mantissa
+
+
+@jit
+def _add_bfloat16(at: Any, ahead: Any, tally: Any, reals: Any, work: Any) -> Any:
+    """Adds a whole chunk in lanes of 16 bits; False, and nothing added, if it has specials."""
+    chunk = array_at(at, CHUNK, _U16)
+    largest = _U16(0)
+    smallest = _U16(0xFFFF)
+    no_mantissa = _U16(0)
+    for i in range(CHUNK):
+        magnitude = _U16(chunk[i] & _U16(0x7FFF))
+        largest = max(largest, magnitude)
+        smallest = min(smallest, _U16(magnitude - _U16(1)))
+        no_mantissa = _U16(no_mantissa + _U16(_U16(magnitude & _U16(0x7F)) == _U16(0)))
+    if largest >= _U16(0x7F80) or smallest < _U16(0x7F):
+        return False
+    top = _U32(largest) << _U32(16)
+    # As patterns of FP32; of nothing but zeros all ones again.
+    less = _U32(_U32(_U32(_U16(smallest + _U16(1))) << _U32(16)) - _U32(1))
+    _add_extremes(tally, top, top, less, _U32(no_mantissa))
+    total, squares = _sums_bfloat16(chunk)
     reals[SUM] += total
     reals[SUMSQ] += squares
+    count_bfloat16(chunk, ahead, work)
+    return True
+
+
+@jit_sum
+def _sums_bfloat16(chunk: Any) -> Any:
+    total = 0.0
+    squares = 0.0
+    for i in range(CHUNK):
+        value = np.float64(_U32(_U32(chunk[i]) << _U32(16)).view(np.float32))
+        total += value
+        squares += value * value
+    return total, squares
 
 
 @jit
@@ -217,9 +265,8 @@ def _empty_tables(n: Any, tally: Any, counts: Any, work: Any) -> None:
 
 
 @jit
-def _end_row(n: Any, tally: Any, counts: Any, reals: Any, work: Any) -> None:
-    """Adds a tensor's exponents and tally to the row."""
-    _empty_tables(n, tally, counts, work)
+def _end_row(n: Any, tally: Any, counts: Any, reals: Any) -> None:
+    """Adds a tensor's tally to the row, once its exponents are there."""
     zeros = tally[EXPONENT_0] - tally[_SUBNORMAL]
     infs = tally[_POSINF] + tally[_NEGINF]
     counts[0] += tally[_SUBNORMAL]

@@ -7,13 +7,25 @@ from torch import Tensor, nn
 class GPT(nn.Module):
     """Maps tokens [batch, time] to logits [batch, time, vocabulary]."""
 
-    def __init__(self, vocabulary: int, context: int, layers: int, width: int, heads: int) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        context: int,
+        layers: int,
+        width: int,
+        heads: int,
+        *,
+        tied: bool = False,
+    ) -> None:
         super().__init__()
         self.token = nn.Embedding(vocabulary, width)
         self.position = nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
+        if tied:
+            nn.init.normal_(self.token.weight, std=0.02)
+            self.head.weight = self.token.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns the logits."""

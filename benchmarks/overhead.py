@@ -1,274 +1,186 @@
 """What watching costs: a bare and a watched training step in turn, in one process.
 
-    python benchmarks/overhead.py                     # numwatch alone
-    python benchmarks/overhead.py --peers             # and the monitors people use today
+    python benchmarks/overhead.py                               # numwatch on the GPT in BF16
+    python benchmarks/overhead.py --model cnn --precision fp16 --compile
+    python benchmarks/overhead.py --all --peers --threads 1     # the whole matrix
 
-Two copies of one GPT train on the same batches, the bare and the watched one taking turns in going
-first. Each kind of step has its median ratio of pairs; a cadence's cost is their mean weighted by
-how often each kind comes. A kind is what a step records (full rows, amax alone, nothing) and what
-the next one will, because a step's weights are seen as soon as the last one has ended. Peers act on
-every step.
+A cell is a model in a precision, eager or compiled; each writes a JSON file of its own. `paired.py`
+says how the ratio is taken. Peers act on every step, and so do all of numwatch's variants but the
+default one. On a machine that does other things too, `--threads 1` is the honest way.
 """
 
 import argparse
 import contextlib
 import json
 import os
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpt import GPT
 from machine import device_name, machine
+from monitors import AMAX, CONTROL, DEFAULT, FULL, PEERS, TENSORS, VARIANTS
+from paired import Length, measure, seconds
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor, nn
+from trainee import AUTOCAST, MODELS, SIZES, Cell, Trainee, kernels
 
-import numwatch
-from numwatch.taps.sampling import SAMPLES
-from numwatch.watch import Schedule
-
-CONTEXT = 128
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
+RESULTS = Path(__file__).parent / "results"
 
 
-class Trainee:
-    """A GPT, its optimizer, and one training step."""
-
-    def __init__(self, precision: str, device: torch.device, batch: int) -> None:
-        torch.manual_seed(0)
-        self.model = GPT(vocabulary=256, context=CONTEXT, layers=4, width=256, heads=4).to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
-        enabled = precision == "fp16"
-        self.scaler = torch.amp.GradScaler(device.type, enabled=enabled)
-        self._dtype, self._device, self._batch = AUTOCAST[precision], device, batch
-
-    def batch(self, seed: int) -> Tensor:
-        """Returns tokens [batch, context + 1]."""
-        generator = torch.Generator().manual_seed(seed)
-        tokens = torch.randint(0, 256, (self._batch, CONTEXT + 1), generator=generator)
-        return tokens.to(self._device)
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Trains one step and returns the loss."""
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
-            logits = self.model(tokens[:, :-1])
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return loss.detach()
+SLOWEST = 4.0
+"""Seconds of a bare step above which a cell is left out: this device has no kernel for it."""
 
 
-EVERY_STEP = Schedule(1, 0)
-Attach = Callable[[Trainee], AbstractContextManager[Callable[[Tensor], None]]]
+def run_cell(cell: Cell, length: Length, *, peers: bool) -> dict[str, Any]:
+    """Returns a cell's report.
 
-
-@dataclass(frozen=True)
-class Variant:
-    """A way of watching; `attach` yields what is called with the loss after each step.
-
-    Attributes:
-        measured: The cadence of the measured steps.
-        weighted: The cadence whose cost is told; its rare kinds of steps are measured oftener.
+    A variant that could not run says why in `failed`, and the cell in `left_out`.
     """
-
-    attach: Attach
-    measured: Schedule = EVERY_STEP
-    weighted: Schedule = EVERY_STEP
-
-
-def numwatch_variant(
-    measured: Schedule, weighted: Schedule, update_samples: int | None = SAMPLES
-) -> Variant:
-    """Returns numwatch at a cadence, its record written to a temporary directory."""
-
-    @contextmanager
-    def attach(trainee: Trainee) -> Iterator[Callable[[Tensor], None]]:
-        with (
-            tempfile.TemporaryDirectory() as directory,
-            numwatch.watch(
-                trainee.model,
-                trainee.optimizer,
-                scaler=trainee.scaler,
-                dir=directory,
-                every_n_steps=measured.every_n_steps,
-                amax_every_n_steps=measured.amax_every_n_steps,
-                update_samples=update_samples,
-                summary=False,
-                strict=True,
-            ) as watch,
-        ):
-            yield watch.step
-
-    return Variant(attach, measured, weighted)
-
-
-@contextmanager
-def two_items(trainee: Trainee) -> Iterator[Callable[[Tensor], None]]:
-    """The hook people write first: amax and mean of every Linear's output, read at once."""
-    seen: dict[str, tuple[float, float]] = {}
-
-    def hook_for(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-            seen[name] = output.abs().max().item(), output.float().mean().item()
-            if output.requires_grad:
-                output.register_hook(see_gradient)
-
-        def see_gradient(gradient: Tensor) -> None:
-            seen[name] = gradient.abs().max().item(), gradient.float().mean().item()
-
-        return hook
-
-    for name, module in trainee.model.named_modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_hook(hook_for(name))
-    yield lambda _loss: None
-
-
-@contextmanager
-def histogram_observer(trainee: Trainee) -> Iterator[Callable[[Tensor], None]]:
-    """torch.ao's HistogramObserver on inputs and outputs of every Linear."""
-    from torch.ao.quantization import HistogramObserver
-
-    def hook_for(inputs: nn.Module, outputs: nn.Module) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs(args[0].detach().float())
-            outputs(output.detach().float())
-
-        return hook
-
-    for module in trainee.model.modules():
-        if isinstance(module, nn.Linear):
-            module.register_forward_hook(hook_for(HistogramObserver(), HistogramObserver()))
-    yield lambda _loss: None
-
-
-@contextmanager
-def debug_underflow_overflow(trainee: Trainee) -> Iterator[Callable[[Tensor], None]]:
-    """Transformers' DebugUnderflowOverflow."""
-    from transformers.debug_utils import DebugUnderflowOverflow
-
-    DebugUnderflowOverflow(trainee.model, max_frames_to_save=100)
-    yield lambda _loss: None
-
-
-@contextmanager
-def wandb_watch(trainee: Trainee) -> Iterator[Callable[[Tensor], None]]:
-    """wandb.watch of gradients and parameters at every step, offline."""
-    import wandb
-
-    with tempfile.TemporaryDirectory() as directory:
-        run = wandb.init(mode="offline", dir=directory, settings=wandb.Settings(silent=True))
-        run.watch(trainee.model, log="all", log_freq=1)
-        yield lambda loss: run.log({"loss": loss})
-        run.finish()
-
-
-VARIANTS = {
-    "numwatch, default": numwatch_variant(Schedule(8, 4), Schedule()),
-    "numwatch, every step": numwatch_variant(EVERY_STEP, EVERY_STEP),
-    "numwatch, every step, tensors alone": numwatch_variant(EVERY_STEP, EVERY_STEP, 0),
-}
-PEERS = {
-    "hook with two .item()": Variant(two_items),
-    "HistogramObserver": Variant(histogram_observer),
-    "DebugUnderflowOverflow": Variant(debug_underflow_overflow),
-    "wandb.watch(all)": Variant(wandb_watch),
-}
-
-
-def seconds(trainee: Trainee, tokens: Tensor, after: Callable[[Tensor], None]) -> float:
-    """Returns how long a step and what watches it take, the device's work included."""
-    start = time.perf_counter()
-    after(trainee.step(tokens))
-    if tokens.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def kind(schedule: Schedule, step: int) -> str:
-    """Returns what a step records, and what the next one will."""
-    now, following = (schedule.mode(step + later).name.lower() for later in (0, 1))
-    return f"{now}, then {following}"
-
-
-def measure(name: str, variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the ratios watched / bare of one variant."""
-    device = torch.device(args.device)
-    bare, watched = (Trainee(args.precision, device, args.batch) for _ in range(2))
-    schedule = variant.measured
-    steps = args.pairs * schedule.every_n_steps
-    ratios: dict[str, list[float]] = {}
-    bare_seconds = []
-    with variant.attach(watched) as after:
-        for step in track(range(args.warm_up + steps), name, console=Console(stderr=True)):
-            tokens = bare.batch(step)
-            turns = [(bare, lambda _loss: None), (watched, after)]
-            times = {who: seconds(who, tokens, done) for who, done in turns[:: (-1) ** step]}
-            if step >= args.warm_up:
-                ratios.setdefault(kind(schedule, step), []).append(times[watched] / times[bare])
-                bare_seconds.append(times[bare])
-    medians = {name: statistics.median(pairs) for name, pairs in ratios.items()}
-    cadence = variant.weighted
+    found = []
+    console = Console(stderr=True)
+    with kernels(cell), Progress(console=console, transient=True) as progress:
+        trainee = Trainee(cell)
+        parameters = trainee.parameters
+        left_out = fault(trainee)
+        variants = {} if left_out else VARIANTS | (PEERS if peers else {})
+        for name, variant in variants.items():
+            task = progress.add_task(f"{cell.name}: {name}", total=1.0)
+            try:
+                with contextlib.redirect_stdout(None):  # peers print
+                    row = measure(
+                        variant,
+                        lambda: Trainee(cell),
+                        length,
+                        lambda share, task=task: progress.update(task, completed=share),
+                    )
+            except Exception as error:  # noqa: BLE001  # one that fails leaves the others
+                why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+                row = {"failed": why[:60]}
+            found.append({"name": name, **row})
+            progress.remove_task(task)
     return {
-        "name": name,
-        "cost": statistics.fmean(
-            medians[kind(cadence, step)] for step in range(cadence.every_n_steps)
-        ),
-        "by_kind": {name: round(ratio, 4) for name, ratio in medians.items()},
-        "pairs": {name: len(pairs) for name, pairs in ratios.items()},
-        "bare_step_seconds": statistics.median(bare_seconds),
+        "machine": machine(cell.device),
+        "model": cell.model,
+        "precision": cell.precision,
+        "compiled": cell.compiled,
+        "size": cell.size,
+        "batch": cell.samples,
+        "parameters": parameters,
+        "left_out": left_out,
+        "results": found,
     }
+
+
+def fault(trainee: Trainee) -> str | None:
+    """Returns why a training can't be measured here, None where it can."""
+    batch = trainee.batch(0)
+    trainee.step(batch)
+    taken = seconds(trainee, batch, lambda _loss: None)
+    return f"a bare step takes {taken:.1f} s" if taken > SLOWEST else None
+
+
+def multiple(row: dict[str, Any], other: dict[str, Any] | None) -> float | None:
+    """Returns how many times the overhead of `other` that of `row` is.
+
+    None where one of them was not measured, or where `other`'s is not told from nothing.
+    """
+    if "cost" not in row or other is None or "cost" not in other:
+        return None
+    small = other["cost"] - 1
+    if small <= 2 * (other["error"] or 0.0) or small <= 0:
+        return None
+    return (row["cost"] - 1) / small
+
+
+def by_kind(row: dict[str, Any]) -> list[str]:
+    """Returns a line for each kind of step, where there is more than one."""
+    ratios = row["by_kind"]
+    lines = [f"{ratio:.3f} {kind} ({row['pairs'][kind]})" for kind, ratio in ratios.items()]
+    return lines if len(lines) > 1 else []
+
+
+def table_of(report: dict[str, Any]) -> Table:
+    """Returns a report as a table."""
+    title = f"{report['model']} {report['precision']}{' compiled' * report['compiled']}"
+    if report["left_out"]:
+        title += f": left out, {report['left_out']}"
+    rows = {row["name"]: row for row in report["results"]}
+    table = Table("monitor", "overhead", "± error", "x tensors alone", "x amax only", title=title)
+    table.add_column("by kind of step (pairs)", no_wrap=True)
+    table.add_column("pairs")
+    for name, row in rows.items():
+        if "failed" in row:
+            table.add_row(name, "failed", row["failed"])
+            continue
+        ours = name in (CONTROL, DEFAULT, FULL)
+        times = [None if ours else multiple(row, rows.get(other)) for other in (TENSORS, AMAX)]
+        error = row["error"]
+        table.add_row(
+            name,
+            f"{100 * (row['cost'] - 1):+.1f} %",
+            "" if error is None else f"{100 * error:.1f} %",
+            *("" if found is None else f"{found:.1f}x" for found in times),
+            "\n".join(by_kind(row)),
+            str(sum(row["pairs"].values())),
+        )
+    return table
+
+
+def cells_of(args: argparse.Namespace) -> list[Cell]:
+    """Returns the cells that were asked for."""
+    common = {"device": args.device, "size": args.size, "batch": args.batch}
+    if not args.all:
+        return [Cell(args.model, args.precision, args.compile, **common)]
+    return [
+        Cell(model, precision, compiled, **common)
+        for compiled in (False, True)
+        for model in MODELS[::-1]
+        for precision in AUTOCAST
+        if not (model == "cnn" and precision == "fp8")  # float8 is for Linears
+    ]
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--all", action="store_true", help="all models, precisions, compiled too")
+    parser.add_argument("--model", choices=MODELS, default="gpt")
+    parser.add_argument("--precision", choices=list(AUTOCAST), default="bf16")
+    parser.add_argument("--compile", action="store_true", help="under torch.compile")
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--size", choices=SIZES, help="124m on CUDA, small elsewhere, by default")
+    parser.add_argument("--batch", type=int, help="samples in a batch, by default the model's own")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=6.0, help="at most, for each variant")
+    parser.add_argument("--pairs", type=int, default=8, help="at least, for each variant")
+    parser.add_argument("--warm-up", type=int, default=4)
+    parser.add_argument("--peers", action="store_true", help="needs the extra numwatch[bench]")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
+    args = parser.parse_args()
+    args.size = args.size or ("small" if args.device == "cpu" else "124m")
+    return args
 
 
 def main() -> None:
-    """Measures, prints a table, and writes a JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--precision", choices=list(AUTOCAST), default="bf16")
-    parser.add_argument("--device", default=device)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--warm-up", type=int, default=4)
-    parser.add_argument("--peers", action="store_true", help="needs the extra numwatch[bench]")
-    parser.add_argument("--out", type=Path, help="JSON file, default benchmarks/results/…")
-    args = parser.parse_args()
+    """Measures, prints a table and writes a JSON file for each cell."""
+    args = arguments()
     torch.set_num_threads(args.threads)
     os.environ.setdefault("WANDB_SILENT", "true")
-    found = []
-    with contextlib.redirect_stdout(None):  # peers print
-        for name, variant in (VARIANTS | (PEERS if args.peers else {})).items():
-            found.append(measure(name, variant, args))
-    table = Table("watched / bare", "cost", "by kind of step", "pairs", title=args.precision)
-    for row in found:
-        table.add_row(
-            row["name"],
-            f"{row['cost']:.3f}x",
-            "\n".join(f"{ratio:.3f}x {name}" for name, ratio in row["by_kind"].items()),
-            "\n".join(map(str, row["pairs"].values())),
-        )
-    Console().print(table)
-    default = Path(__file__).parent / "results"
-    out = args.out or default / f"overhead-{args.precision}-{device_name(args.device)}.json"
-    report = {
-        "machine": machine(args.device),
-        "precision": args.precision,
-        "batch": args.batch,
-        "context": CONTEXT,
-        "results": found,
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n")
+    length = Length(args.seconds, args.pairs, args.warm_up)
+    args.out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for cell in cells_of(args):
+        report = run_cell(cell, length, peers=args.peers)
+        Console(width=120).print(table_of(report))
+        out = args.out / f"overhead-{cell.name}-{device_name(args.device)}.json"
+        out.write_text(json.dumps(report, indent=2) + "\n")
+        rows = (row for row in report["results"] if row["name"] in VARIANTS and "failed" in row)
+        failed += [f"{cell.name}: {row['name']}: {row['failed']}" for row in rows]
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -22,12 +22,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from machine import machine
-from overhead import CONTEXT, Trainee
 from pytorch_lightning.plugins import MixedPrecision
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from trainee import CONTEXT, Batch, Cell, Trainee
 
 import numwatch
 from numwatch.callbacks import NumericsMonitor
@@ -147,20 +147,20 @@ def theory_at(scale: float) -> float:
 
 def shadow_cost(precision: str, rounds: int) -> dict[str, Any]:
     """Returns the median seconds of a training step and of its shadow, in turns."""
-    trainee = Trainee(precision, torch.device("cpu"), BATCH)
+    trainee = Trainee(Cell("gpt", precision, batch=BATCH))
     shadow = ShadowPass(trainee.model, select(trainee.model)[0])
     times: dict[str, list[float]] = {"step": [], "shadow": []}
     for i in range(rounds + 1):
-        tokens = trainee.batch(i)
+        batch = trainee.batch(i)
 
-        def loss_of(model: nn.Module, tokens: Tensor = tokens) -> Tensor:
-            logits = model(tokens[:, :-1])
-            return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        def loss_of(model: nn.Module, batch: Batch = batch) -> Tensor:
+            tokens, targets = batch
+            return nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
 
         start = time.perf_counter()
         shadow.run(ShadowStep(loss_of))
         middle = time.perf_counter()
-        trainee.step(tokens)
+        trainee.step(batch)
         if i:
             times["shadow"].append(middle - start)
             times["step"].append(time.perf_counter() - middle)

@@ -5,8 +5,8 @@
 
 A tiny model trains under `numwatch.watch` at the default cadence, its record on disk. At 1 %, 10 %,
 20 % … of the steps an epoch ends, which flushes what waits to be written, and what the process
-holds is counted. Growth is told from the second sample to the last, per 10,000 steps: the first ones
-are for whatever is loaded once.
+holds is counted. Growth is told from the second sample to the last, per 10,000 steps: what comes
+before is for whatever is loaded once.
 """
 
 import argparse

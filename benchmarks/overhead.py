@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,30 @@ SLOWEST = 4.0
 """Seconds of a bare step above which a cell is left out: this device has no kernel for it."""
 
 
-def run_cell(cell: Cell, length: Length, *, peers: bool) -> dict[str, Any]:
-    """Returns a cell's report.
+def run_cell(
+    cell: Cell, length: Length, keep: Callable[[dict[str, Any]], None], *, peers: bool
+) -> dict[str, Any]:
+    """Returns a cell's report, and gives it to `keep` after every variant.
 
     A variant that could not run says why in `failed`, and the cell in `left_out`.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     console = Console(stderr=True)
     with kernels(cell), Progress(console=console, transient=True) as progress:
         trainee = Trainee(cell)
-        parameters = trainee.parameters
         left_out = fault(trainee)
+        report = {
+            "machine": machine(cell.device),
+            "model": cell.model,
+            "precision": cell.precision,
+            "compiled": cell.compiled,
+            "size": cell.size,
+            "batch": cell.samples,
+            "parameters": trainee.parameters,
+            "left_out": left_out,
+            "results": found,
+        }
+        keep(report)
         variants = {} if left_out else VARIANTS | (PEERS if peers else {})
         for name, variant in variants.items():
             task = progress.add_task(f"{cell.name}: {name}", total=1.0)
@@ -59,18 +73,9 @@ def run_cell(cell: Cell, length: Length, *, peers: bool) -> dict[str, Any]:
                 why = f"{type(error).__name__}: {error}".strip().splitlines()[0]
                 row = {"failed": why[:60]}
             found.append({"name": name, **row})
+            keep(report)
             progress.remove_task(task)
-    return {
-        "machine": machine(cell.device),
-        "model": cell.model,
-        "precision": cell.precision,
-        "compiled": cell.compiled,
-        "size": cell.size,
-        "batch": cell.samples,
-        "parameters": parameters,
-        "left_out": left_out,
-        "results": found,
-    }
+    return report
 
 
 def fault(trainee: Trainee) -> str | None:
@@ -173,10 +178,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     failed = []
     for cell in cells_of(args):
-        report = run_cell(cell, length, peers=args.peers)
-        Console(width=120).print(table_of(report))
         out = args.out / f"overhead-{cell.name}-{device_name(args.device)}.json"
-        out.write_text(json.dumps(report, indent=2) + "\n")
+
+        def keep(report: dict[str, Any], out: Path = out) -> None:
+            out.write_text(json.dumps(report, indent=2) + "\n")
+
+        report = run_cell(cell, length, keep, peers=args.peers)
+        Console(width=120).print(table_of(report))
         rows = (row for row in report["results"] if row["name"] in VARIANTS and "failed" in row)
         failed += [f"{cell.name}: {row['name']}: {row['failed']}" for row in rows]
     if failed:

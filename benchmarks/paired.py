@@ -150,7 +150,7 @@ def measure(
             spent = time.perf_counter() - started if measured >= 0 else 0.0
             if measured >= length.pairs and measured % cycle == 0 and spent >= allowed:
                 break
-            progress(min(spent / allowed, 1.0))
+            progress(min(spent / allowed, 1.0) if allowed else 0.0)
             batch = bare.batch(step)
             turns: list[tuple[Steps, After]] = [(bare, lambda _loss: None), (watched, after)]
             order = turns[::-1] if watched_first(schedule, step) else turns

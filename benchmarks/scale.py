@@ -13,7 +13,6 @@ resident memory grew by over the watching.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
+from machine import device_name, machine
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-RESULTS = Path(__file__).parent / "results" / "scale-cpu.json"
+RESULTS = Path(__file__).parent / "results"
 SLOTS = (10, 100, 1_000, 10_000)
 STEPS = (60, 240, 960, 3_840)
 WIDTHS = (64, 128, 256, 512, 1_024)
@@ -103,13 +102,13 @@ def claims(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 def main() -> None:
     """Measures each axis, prints a table of each, and writes a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--slots", type=int, nargs="+", default=SLOTS)
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--slots", type=int, nargs="*", default=SLOTS)
+    parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
+    parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS)
     parser.add_argument("--rounds", type=int, default=8, help="of full, amax and bare steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/scale-<device>.json")
     args = parser.parse_args()
     common = ("--threads", args.threads, "--device", args.device)
     rounds = ("--rounds", args.rounds)
@@ -136,20 +135,20 @@ def main() -> None:
     }
     console = Console(width=120)
     for axis, rows in axes.items():
-        console.print(table_of(f"over {axis}", rows, growth[axis]))
+        if rows:
+            console.print(table_of(f"over {axis}", rows, growth[axis]))
     claimed = claims(axes["slots"])
-    console.print(claimed)
     report = {
         "machine": {**machine(args.device), "threads": args.threads},
         "axes": axes,
         "exponents": growth,
-        "flat": statistics.median(row["off_ms"] for row in axes["steps"]),
         "claims": claimed,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    out = args.out or RESULTS / f"scale-{device_name(args.device)}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2) + "\n")
     if claimed and not claimed["holds"]:
-        sys.exit(f"more than is claimed at {CLAIM_SLOTS} slots")
+        sys.exit(f"more than is claimed at {CLAIM_SLOTS} slots: {claimed}")
 
 
 if __name__ == "__main__":

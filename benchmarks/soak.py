@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from counting import HELD, held
-from machine import machine
+from machine import device_name, machine
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -28,7 +28,7 @@ from torch import nn
 
 import numwatch
 
-RESULTS = Path(__file__).parent / "results" / "soak-cpu.json"
+RESULTS = Path(__file__).parent / "results"
 PER = 10_000
 MOST = {"rss_mib": 2.0, "files": 0.0, "threads": 0.0, "objects": 200.0}
 """What may grow in `PER` steps."""
@@ -43,6 +43,7 @@ def soak(
     steps: int,
     directory: Path,
     *,
+    device: str = "cpu",
     each: Callable[[int], None] = lambda _step: None,
     progress: Callable[[int], None] = lambda _step: None,
 ) -> list[dict[str, float]]:
@@ -51,13 +52,15 @@ def soak(
     Args:
         steps: Steps to train.
         directory: Where the record goes.
+        device: What to train on.
         each: Called after every step: what a test plants its leak in.
         progress: Told of every step.
     """
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 4))
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    x, y = torch.randn(16, 8), torch.randn(16, 4)
+    x, y = torch.randn(16, 8, device=device), torch.randn(16, 4, device=device)
     due, samples = set(sampled_at(steps)), []
     with numwatch.watch(model, optimizer, dir=directory, summary=False, strict=True) as watch:
         for step in range(1, steps + 1):
@@ -104,7 +107,8 @@ def main() -> None:
     """Soaks, prints the table and writes it as JSON; exit 1 where something grew."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/soak-<device>.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     start = time.perf_counter()
@@ -116,10 +120,11 @@ def main() -> None:
         samples = soak(
             args.steps,
             Path(directory),
+            device=args.device,
             progress=lambda step: step % 100 or progress.update(task, completed=step),
         )
     report = {
-        "machine": machine("cpu"),
+        "machine": machine(args.device),
         "steps": args.steps,
         "seconds": round(time.perf_counter() - start, 1),
         "samples": samples,
@@ -127,8 +132,9 @@ def main() -> None:
         "allowed": MOST,
     }
     Console(width=100).print(table_of(report))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    out = args.out or RESULTS / f"soak-{device_name(args.device)}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=2) + "\n")
     if found := leaks(report["growth"]):
         sys.exit("\n".join(found))
 

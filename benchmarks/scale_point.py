@@ -96,10 +96,9 @@ def main() -> None:
                     ratios[ROUND[step % EVERY]].append(times[watched] / times[bare])
         traced = tracemalloc.get_traced_memory()[1] / 2**20
         grown = rss_mib() - resident
-        found = of_record(Path(directory) / "run")
-    if args.trace:
         found = {"python_mib": round(traced, 2)}
-    else:
+        found = found if args.trace else of_record(Path(directory) / "run")
+    if not args.trace:
         found |= {
             f"{kind}_ratio": round(statistics.median(r), 3) for kind, r in ratios.items() if r
         }

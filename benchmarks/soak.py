@@ -5,12 +5,14 @@
 
 A tiny model trains under `numwatch.watch` at the default cadence, its record on disk. At 1 %, 10 %,
 20 % … of the steps an epoch ends, which flushes what waits to be written, and what the process
-holds is counted. Growth is told from the second sample to the last, per 10,000 steps: what comes
-before is for whatever is loaded once.
+holds is counted. Growth is the median slope from the second sample to the last, per 10,000 steps:
+what comes before is for whatever is loaded once.
 """
 
 import argparse
+import itertools
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -78,10 +80,18 @@ def soak(
 
 
 def growth(samples: list[dict[str, float]]) -> dict[str, float]:
-    """Returns what each figure grew by in `PER` steps, from the second sample to the last."""
-    first, last = samples[1], samples[-1]
-    steps = (last["step"] - first["step"]) / PER
-    return {name: round((last[name] - first[name]) / steps, 3) for name in HELD}
+    """Returns what each figure grows by in `PER` steps, from the second sample to the last.
+
+    The median slope of all pairs of samples (Theil-Sen): a sawtooth, as memory goes, has none.
+    """
+    pairs = list(itertools.combinations(samples[1:], 2))
+    steps = [(after["step"] - before["step"]) / PER for before, after in pairs]
+    found = {}
+    for name in HELD:
+        grown = (after[name] - before[name] for before, after in pairs)
+        slopes = (more / apart for more, apart in zip(grown, steps, strict=True))
+        found[name] = round(statistics.median(slopes), 3)
+    return found
 
 
 def leaks(found: dict[str, float]) -> list[str]:

@@ -90,12 +90,12 @@ overhead() {  # NAME SECONDS PRECISION OPTIONS...
 }
 
 if [ "$DEVICE" = cpu ]; then
-  tests 60
-  bench kernel 30 kernel --sizes 1K --dtypes float32 --seconds 0.05 --out "$OUT/kernel-$NAME.json"
-  overhead "overhead GPT FP32" 60 fp32 --batch 1 --seconds 0 --pairs 1 --threads 1
-  bench where 40 where --precision fp32 --seconds 0.1 --threads 1 --out "$OUT"
-  bench scale 60 scale --slots 14 --steps --widths --rounds 1 --out "$OUT/scale-$NAME.json"
-  bench soak 30 soak --steps 200 --out "$OUT/soak-$NAME.json"
+  tests 150
+  bench kernel 90 kernel --sizes 1K --dtypes float32 --seconds 0.05 --out "$OUT/kernel-$NAME.json"
+  overhead "overhead GPT FP32" 150 fp32 --batch 1 --seconds 0 --pairs 1 --threads 1
+  bench where 120 where --precision fp32 --seconds 0.1 --threads 1 --out "$OUT"
+  bench scale 120 scale --slots 14 --steps --widths --rounds 1 --out "$OUT/scale-$NAME.json"
+  bench soak 90 soak --steps 200 --out "$OUT/soak-$NAME.json"
 else
   tests 100
   bench kernel 40 kernel --sizes 1K 64K 1M 16M 64M 256M --dtypes float32 bfloat16 \

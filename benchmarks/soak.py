@@ -34,6 +34,8 @@ RESULTS = Path(__file__).parent / "results"
 PER = 10_000
 MOST = {"rss_mib": 2.0, "files": 0.0, "threads": 0.0, "objects": 200.0}
 """What may grow in `PER` steps."""
+LONG = 50_000
+"""Steps from which resident memory is judged: allocators move it by megabytes in shorter runs."""
 
 
 def sampled_at(steps: int) -> list[int]:
@@ -94,12 +96,12 @@ def growth(samples: list[dict[str, float]]) -> dict[str, float]:
     return found
 
 
-def leaks(found: dict[str, float]) -> list[str]:
-    """Returns what grew more than it may."""
+def leaks(found: dict[str, float], steps: int) -> list[str]:
+    """Returns what grew more than it may in a run of so many steps."""
     return [
         f"{name} grew by {grown:g} in {PER} steps, {MOST[name]:g} is allowed"
         for name, grown in found.items()
-        if grown > MOST[name]
+        if grown > MOST[name] and (name != "rss_mib" or steps >= LONG)
     ]
 
 
@@ -145,7 +147,7 @@ def main() -> None:
     out = args.out or RESULTS / f"soak-{device_name(args.device)}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=2) + "\n")
-    if found := leaks(report["growth"]):
+    if found := leaks(report["growth"], args.steps):
         sys.exit("\n".join(found))
 
 

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from soak import PER, growth, leaks, sampled_at, soak
+from soak import LONG, PER, growth, leaks, sampled_at, soak
 
 STEPS = 2_000
 
@@ -23,14 +23,15 @@ def test_growth_is_the_median_slope_from_the_second_sample_on():
     assert growth(samples) == {"rss_mib": 0, "files": 0, "threads": 0, "objects": 300 * PER / 1_000}
 
 
-def counted(found):
-    """Without resident memory, which allocators move by megabytes in so short a run."""
-    return [line for line in leaks(found) if not line.startswith("rss")]
+def test_resident_memory_is_judged_in_long_runs_alone():
+    found = {"rss_mib": 50.0, "files": 0.0, "threads": 0.0, "objects": 0.0}
+    assert leaks(found, LONG - 1) == []
+    assert [line.split()[0] for line in leaks(found, LONG)] == ["rss_mib"]
 
 
 @pytest.mark.slow
 def test_a_run_leaves_no_file_thread_or_object_behind(tmp_path):
-    assert counted(growth(soak(STEPS, tmp_path))) == []
+    assert leaks(growth(soak(STEPS, tmp_path)), STEPS) == []
 
 
 class Leak:
@@ -66,7 +67,7 @@ class Leak:
 def test_a_planted_leak_is_seen(kind, told, tmp_path):
     leak = Leak(tmp_path)
     try:
-        found = counted(growth(soak(400, tmp_path, each=getattr(leak, kind))))
+        found = leaks(growth(soak(400, tmp_path, each=getattr(leak, kind))), 400)
     finally:
         leak.close()
     assert any(line.startswith(f"{told} grew") for line in found)

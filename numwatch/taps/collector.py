@@ -215,12 +215,13 @@ class Collector:
     def _see_more(self, index: int, tensor: Tensor, tap: Tap, autocast: str | None) -> None:
         """What is wanted of a slot beside its row, and what there is to learn of it once."""
         if self._gate.mode is Mode.FULL:
-            tensor = tensor.detach()
-            self.operands.see(index, tensor)
+            if self.operands.due:
+                self.operands.see(index, tensor)
             if index in self._casts:
-                self._see_cast(index, tensor, self._buffers_on(tensor.device).casts[index])
+                row = self._buffers_on(tensor.device).casts[index]
+                self._see_cast(index, tensor.detach(), row)
             if self._compare is not None and self._slots[index].scaled:
-                self._compare(index, tensor)
+                self._compare(index, tensor.detach())
         if self._slots[index].dtype is None:
             self._learn(index, tensor, tap, autocast)
 

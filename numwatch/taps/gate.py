@@ -94,19 +94,11 @@ class Gate:
         spent, self._spent_ns = self._spent_ns, 0
         return spent * 1e-9
 
-    def enter(self) -> None:
-        """Begins work of numwatch's own; see `watching`."""
-        self._depth += 1
-
-    def leave(self, start: int, error: BaseException | None) -> bool:
-        """Ends it.
-
-        Args:
-            start: When it began, by `perf_counter_ns`.
-            error: What ended it, if it did not end by itself.
+    def _end(self, start: int, error: BaseException | None) -> bool:
+        """Ends work of numwatch's own that began at a time by `perf_counter_ns`.
 
         Returns:
-            Whether the error has been dealt with.
+            Whether the error that ended it has been dealt with.
         """
         caught = False
         try:
@@ -117,7 +109,8 @@ class Gate:
             self._depth -= 1
             if self._depth == 0:
                 self._spent_ns += time.perf_counter_ns() - start
-                self.settle()
+                if self._waiting:
+                    self.settle()
         return caught
 
     def _break(self, error: Exception) -> None:
@@ -150,7 +143,7 @@ class _Watching:
 
     def __enter__(self) -> None:
         self._start = time.perf_counter_ns()
-        self._gate.enter()
+        self._gate._depth += 1  # noqa: SLF001  # the gate's own
         # Selective checkpointing, for one, counts the operations it sees: ours are not its.
         if torch._C._len_torch_dispatch_stack():  # noqa: SLF001
             self._modes = _disable_current_modes()
@@ -164,4 +157,4 @@ class _Watching:
     ) -> bool:
         if self._modes is not None:
             self._modes.__exit__(kind, error, trace)
-        return self._gate.leave(self._start, error)
+        return self._gate._end(self._start, error)  # noqa: SLF001

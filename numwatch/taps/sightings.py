@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+SMALL = 4096
+"""Elements below which a second pass takes less time than finding out that it is not needed."""
+
 
 class _Pass(NamedTuple):
     """A tensor as it was passed over, and the slot whose row it went to."""
@@ -25,7 +28,8 @@ class Sightings:
     A tensor that one module hands to the next, or to three projections, perhaps as a view, is the
     same numbers: its later slots follow the first, and take them from its row once that is on the
     host. Memory holds the same numbers as long as a tensor keeps it alive and torch's version
-    counter has not moved; what writes through `.data` moves none, and is not noticed.
+    counter has not moved; what writes through `.data` moves none, and is not noticed. Small tensors
+    are passed over each time.
     """
 
     def __init__(self, n: int) -> None:
@@ -35,7 +39,7 @@ class Sightings:
 
     def follow(self, index: int, tensor: Tensor) -> bool:
         """Has a slot follow the one that has seen the same numbers; False where it needs a pass."""
-        if not _is_plain(tensor):
+        if not _is_worth_it(tensor):
             return False
         before = self._by_address.get((tensor.data_ptr(), tensor.dtype))
         if before is None or self._passes[before.slot] != 1 or not _is_same(before, tensor):
@@ -54,7 +58,7 @@ class Sightings:
             The slots that followed this one until now: its row, as it is, must be added to theirs.
         """
         self._passes[index] += 1
-        if tensor is not None and _is_plain(tensor):
+        if tensor is not None and _is_worth_it(tensor):
             self._by_address[tensor.data_ptr(), tensor.dtype] = _Pass(
                 weakref.ref(tensor),
                 tensor._version,  # noqa: SLF001  # documented with autograd's in-place checks
@@ -74,9 +78,13 @@ class Sightings:
         return pairs
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _is_worth_it(tensor: Tensor) -> bool:
     kind = type(tensor)
-    return (kind is Tensor or kind is nn.Parameter) and not tensor.is_inference()
+    return (
+        tensor.numel() >= SMALL
+        and (kind is Tensor or kind is nn.Parameter)
+        and not tensor.is_inference()
+    )
 
 
 def _is_same(before: _Pass, tensor: Tensor) -> bool:

@@ -6,9 +6,16 @@ from torch import nn
 
 import numwatch
 from numwatch.taps import collector
+from numwatch.taps import sightings as sightings_module
 from numwatch.taps.gate import Gate
 from numwatch.taps.sightings import Sightings
 from numwatch.watch import Schedule, Watch
+
+
+@pytest.fixture(autouse=True)
+def _no_tensor_is_too_small(monkeypatch):
+    monkeypatch.setattr(sightings_module, "SMALL", 0)
+
 
 EVERY_STEP = Schedule(1, 0)
 

@@ -27,10 +27,14 @@ def is_flat(x: Tensor) -> bool:
     return (
         type(x) in _PLAIN
         and x.layout is torch.strided
-        and x.is_contiguous()
+        and (x.is_contiguous() or _is_dense_in_some_order(x))
         and not x.is_neg()
         and not x.is_nested
     )
+
+
+_is_dense_in_some_order = torch.ops.aten.is_non_overlapping_and_dense.default
+"""Transposed, channels-last: no element is skipped, and none is there twice."""
 
 
 def address_of(x: Tensor) -> int:

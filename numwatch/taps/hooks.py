@@ -41,8 +41,6 @@ def is_transformed(tensor: Tensor) -> bool:
 
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Yields each distinct tensor in nested tuples, lists and mappings, in order."""
-    if isinstance(value, Tensor):  # what most modules return
-        return iter((value,))
     return _distinct(value, set())
 
 

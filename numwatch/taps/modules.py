@@ -110,14 +110,14 @@ class _Forward(Hook):
             # Activation checkpointing runs the forward again inside backward. Its numbers are
             # known already; only reentrant checkpoints need its gradient hooks.
             first = not in_backward()
-            given = (*args, *kwargs.values()) if kwargs else args
+            given = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
             self._each(given, self._input if first else None, self._grad_input)
             self._each(output, self._output if first else None, self._grad_output)
 
     def _each(self, value: object, forward: int | None, gradient: int | None) -> None:
         if forward is None and gradient is None:
             return
-        for tensor in tensors_in(value):
+        for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
             if forward is not None:
                 self._collector.see(forward, tensor, self._tap)
             if gradient is not None and tensor.requires_grad:

@@ -201,11 +201,18 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
 
     FP32 per parameter, so that FP16 squares do not overflow; a 0-d device tensor.
     """
-    norms = [
-        torch.linalg.vector_norm(
-            dense(gradient)[0], dtype=torch.promote_types(gradient.dtype, torch.float32)
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for gradient in _gradients(optimizer):
+        plain = gradient if type(gradient) is Tensor and gradient.layout is torch.strided else None
+        by_dtype.setdefault(gradient.dtype, []).append(
+            dense(gradient)[0] if plain is None else plain.detach()
         )
-        for gradient in _gradients(optimizer)
+    norms = [
+        norm
+        for dtype, gradients in by_dtype.items()
+        for norm in torch._foreach_norm(  # noqa: SLF001  # as torch's own clipping does
+            gradients, 2, dtype=torch.promote_types(dtype, torch.float32)
+        )
     ]
     if not norms:
         return None

@@ -153,13 +153,13 @@ def _has_triton() -> bool:
 
 def _refuse(dtype: torch.dtype, reason: str) -> None:
     _refused.add(dtype)
-    _warn(f"{dtype_name(dtype)}: {reason}")
+    # The last line of what Triton says is what happened.
+    _warn(f"{dtype_name(dtype)}: {(reason.strip().splitlines() or ['no reason given'])[-1]}")
 
 
 def _warn(reason: str) -> None:
-    lines = reason.strip().splitlines() or ["no reason given"]
     warnings.warn(
-        f"numwatch counts slowly on the GPU, since Triton does not work here ({lines[-1]}); "
+        f"numwatch counts slowly on the GPU, since Triton does not work here ({reason}); "
         "install the triton that belongs to this torch to fix this",
         RuntimeWarning,
         stacklevel=4,

@@ -1,11 +1,12 @@
 """On the device: binades counted in registers, 32 of them at a time, and put into a row.
 
 The histogram that Triton offers takes log2(bins) votes and bins / 32 population counts, each with
-the logic around it, for every element of a thread. Here an element is one shifted bit: eight
-elements of a thread add their bits up in 32 counters of four bits, two words of 64; these are
-widened to 16 bits once for eight elements, and threads meet only when a row is written. Counters
-go by the exponent modulo 32, so that neither zeros nor elements outside need be masked while all
-exponents of a run lie in 32 binades; what is left over goes round again.
+the logic around it, for every element of a thread: of 32 bins 23 instructions in all, as compiled
+for sm_90. Here it is 11 to 13: an element is one shifted bit; eight elements of a thread add their
+bits up in 32 counters of four bits, two words of 64; these are widened to 16 bits once for eight
+elements, and threads meet only when a row is written. Counters go by the exponent modulo 32, so
+that neither zeros nor elements outside need be masked while all exponents of a run lie in 32
+binades; what is left over goes round again.
 """
 
 import triton.language as tl

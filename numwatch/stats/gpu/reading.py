@@ -32,9 +32,9 @@ def pointer(address: tl.tensor, BYTES: tl.constexpr, ALIGNED: tl.constexpr) -> t
 
 
 @jit
-def _divided(place: tl.tensor, columns: tl.tensor) -> tl.tensor:
+def _divided(place: tl.tensor, columns: tl.tensor, last: tl.tensor) -> tl.tensor:
     """Row and column of places, int64; divided as int32 where that is wide enough."""
-    if columns.dtype == tl.int32:
+    if last.dtype == tl.int32:
         # A last tile reaches beyond the tensor, but not beyond 2^32.
         row = (place.to(tl.uint32) // columns.to(tl.uint32)).to(tl.int64)
     else:
@@ -67,10 +67,10 @@ def read(
         pointers = base + start + (group * WIDTH + own)
     elif WALK == _ROWS:
         # Divides once a group.
-        row, column = _divided(start + group * WIDTH, columns)
+        row, column = _divided(start + group * WIDTH, columns, last)
         pointers = base + tl.multiple_of(row * row_step + column, (1, 1, WIDTH)) + own
     else:
-        row, column = _divided(start + (group * WIDTH + own), columns)
+        row, column = _divided(start + (group * WIDTH + own), columns, last)
         pointers = base + (row * row_step + column * column_step)
     if (start >= first) & (start + GROUPS * LANES * WIDTH <= last):
         raw = tl.load(pointers)

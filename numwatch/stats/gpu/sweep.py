@@ -170,7 +170,7 @@ def full(
     SIGN: tl.constexpr = _SIGN64 if BYTES == 8 else _SIGN
     # Whether the binades reach to FP32's ends.
     WIDE: tl.constexpr = BIAS == 127
-    tiles = (last + (TILE - 1)) // TILE
+    tiles = (tl.full([], TILE - 1, tl.int64) + last) // TILE
 
     if BYTES == 8:
         amax = tl.full([], 0, tl.int64)
@@ -325,7 +325,7 @@ def amax_only(
     INF: tl.constexpr = _INF64 if BYTES == 8 else _INF
     SIGN: tl.constexpr = _SIGN64 if BYTES == 8 else _SIGN
     amax = tl.full([], 0, tl.int64 if BYTES == 8 else tl.int32)
-    tiles = (last + (TILE - 1)) // TILE
+    tiles = (tl.full([], TILE - 1, tl.int64) + last) // TILE
     tile = tl.full([], 0, tl.int64) + part
     while tile < tiles:
         raw = read(

@@ -104,6 +104,7 @@ def train(watch, model, optimizer, scaler, steps=4):
 def parts(monkeypatch):
     # The kernels of devices: numba's read a CPU's memory in place.
     monkeypatch.setattr("numwatch.stats.kernels._kernel", lambda _x, **_: reference)
+    monkeypatch.setattr("numwatch.stats.kernels._all_compiled", lambda _dtypes, **_: False)
     monkeypatch.setattr(
         "numwatch.stats.block_kernel._cpu_sweep", lambda _x: block_kernel._reference
     )

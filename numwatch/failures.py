@@ -158,8 +158,14 @@ class Failures:
         loss = self._known_loss()
         if loss is not None and not math.isfinite(loss):
             self._fail("loss", loss)
-        elif not _are_finite(optimizer):
+        elif not self._are_finite(optimizer):
             self._fail("gradient", loss)
+
+    def _are_finite(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether all gradients that lie on the CPU are finite."""
+        norm = self._watch.gradient_norm(optimizer)  # of recorded steps, which need it anyway
+        known = norm is not None and norm.device.type == "cpu" and math.isfinite(float(norm))
+        return known or _are_finite(optimizer)
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
         """Does the same where nobody calls it, from a hook on the optimizer."""

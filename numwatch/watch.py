@@ -280,6 +280,10 @@ class Watch:
             self._optimizer_taps.announce(optimizer, self._scaler)
             self._collector.turn = self._optimizer_taps.turns
 
+    def gradient_norm(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        """Returns the norm of an optimizer's gradients at its turn; None where not recorded."""
+        return self._optimizer_taps.norm_now(optimizer)
+
     def end(self, *, epoch: int = 0, batch: int = 0) -> None:
         """Closes the step, after the optimizer's step and the scaler's update."""
         self._audit.stop()

@@ -77,7 +77,7 @@ class _AliasInput(Hook):
             return None
         changed = None
         with self._gate.watching():
-            alias = torch.ops.aten.alias.default(x)  # `view_as` may change strides
+            alias = x[...]  # aten.alias, by the shortest way; `view_as` may change strides
             alias.register_hook(_Gradient(self._index, self._tap, self._gate, self._collector))
             changed = (alias, *args[1:])
         return changed  # noqa: RET504  # an error inside `watching` leaves it None

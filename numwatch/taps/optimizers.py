@@ -41,7 +41,7 @@ class OptimizerTaps:
         self._optimizers = list(optimizers)
         self.gate, self._tape, self._updates = gate, tape, updates
         self._culprits = culprits
-        self._normed: set[int] = set()
+        self._norms: dict[int, Tensor | None] = {}
         self.announced = [0] * len(self._optimizers)
         self.stepped = [0] * len(self._optimizers)
 
@@ -49,7 +49,7 @@ class OptimizerTaps:
         """Starts a step."""
         self.announced = [0] * len(self._optimizers)
         self.stepped = [0] * len(self._optimizers)
-        self._normed.clear()
+        self._norms.clear()
         if self._updates is not None:
             self._updates.reset()
 
@@ -155,6 +155,14 @@ class OptimizerTaps:
                 return position
         return None
 
+    def norm_now(self, optimizer: torch.optim.Optimizer) -> Tensor | None:
+        """Returns the norm of an optimizer's gradients, which they are about to be used with.
+
+        None on steps that are not recorded.
+        """
+        self._see_gradients(optimizer)
+        return self._norms.get(id(optimizer))
+
     def _must_look_early(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether culprits must be looked for at every announced turn.
 
@@ -170,10 +178,9 @@ class OptimizerTaps:
             optimizer: The optimizer.
             scale: What its gradients are still multiplied by.
         """
-        if not self.gate.mode or id(optimizer) in self._normed:
+        if not self.gate.mode or id(optimizer) in self._norms:
             return
-        self._normed.add(id(optimizer))
-        norm = gradient_norm(optimizer)
+        norm = self._norms[id(optimizer)] = gradient_norm(optimizer)
         if norm is not None:
             self._tape.add("grad_norm_squared", (norm.double() / scale) ** 2)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn, optim
 from torch.amp import GradScaler
 
 import numwatch
-from numwatch.watch import Schedule
+from numwatch.schedule import Schedule
 
 
 class Trained(Protocol):

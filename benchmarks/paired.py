@@ -17,7 +17,7 @@ import torch
 from monitors import After, Trained, Variant
 from torch import Tensor
 
-from numwatch.watch import Schedule
+from numwatch.schedule import Schedule
 
 _NEVER = 10**6
 """Cadences from here on are never reached by a benchmark."""

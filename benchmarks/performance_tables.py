@@ -98,6 +98,8 @@ def at_a_glance(results: Results) -> list[str]:
     asked: tuple[tuple[str, str, float, float | None], ...] = (
         ("gpt-fp32", DEFAULT, 0.01, None),
         ("gpt-bf16", DEFAULT, 0.01, 0.01),
+        ("gpt-fp32", TENSORS, 0.15, None),
+        ("gpt-bf16", TENSORS, 0.25, 0.10),
         ("gpt-fp32", FULL, 0.15, None),
         ("gpt-bf16", FULL, 0.25, 0.10),
         ("gpt-fp32", AMAX, 0.06, None),

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from numwatch.failures import CAPSULE_GB
 from numwatch.record import RECORD_FOLDER
+from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 from numwatch.session import Session
 from numwatch.settings import Settings
 from numwatch.taps.sampling import SAMPLES
-from numwatch.watch import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 
 from ._base import Callback
 from .forensics import micro_batch

@@ -17,12 +17,12 @@ from typing_extensions import Self
 from numwatch.errors import NumwatchError
 from numwatch.failures import CAPSULE_GB, MicroBatch
 from numwatch.record import RECORD_FOLDER
+from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 from numwatch.session import Session, View
 from numwatch.settings import Settings
 from numwatch.shadow import LossOf, ShadowStep
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler
-from numwatch.watch import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter  # imports TensorBoard

@@ -5,13 +5,8 @@ from dataclasses import dataclass
 
 from numwatch.errors import NumwatchError
 from numwatch.failures import CAPSULE_GB
+from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS, Schedule
 from numwatch.taps.sampling import SAMPLES
-from numwatch.watch import (
-    AMAX_EVERY_N_STEPS,
-    BLOCK_EVERY_N_STEPS,
-    EVERY_N_STEPS,
-    Schedule,
-)
 
 STOPS = (None, "critical")
 """What `stop_on` may be."""

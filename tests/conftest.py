@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -43,6 +44,13 @@ def hooks_of(model: nn.Module) -> int:
 @pytest.fixture
 def count_hooks():
     return hooks_of
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> None:
+    """Once code was compiled in a process, numwatch audits no operations: no test's doing."""
+    if "torch._dynamo.eval_frame" in sys.modules:
+        torch._dynamo.eval_frame.cached_backends.clear()
 
 
 @pytest.fixture(autouse=True)

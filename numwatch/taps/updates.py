@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from numwatch.snapshot import UPDATE_ROLE, SlotInfo, format_of_dtype, path_of, role_of
-from numwatch.stats import accumulate
+from numwatch.stats import accumulate_group
 from numwatch.taps.buffers import Buffers
 from numwatch.taps.changes import changes_of, judge, sampled_before
 from numwatch.taps.collector import SentRows
@@ -106,11 +106,11 @@ class UpdateTaps:
 
 def _sent_rows(infos: Sequence[SlotInfo], samples: Sequence[Tensor]) -> SentRows:
     devices: dict[torch.device, Buffers] = {}
-    for index, sample in enumerate(samples):
-        if sample.device not in devices:
-            devices[sample.device] = Buffers(len(samples), sample.device)
-        buffers = devices[sample.device]
-        accumulate(sample, buffers.counts, buffers.reals, index)
+    for device in dict.fromkeys(sample.device for sample in samples):
+        buffers = devices[device] = Buffers(len(samples), device)
+        own = [index for index, sample in enumerate(samples) if sample.device == device]
+        tensors = [samples[index] for index in own]
+        accumulate_group(tensors, own, buffers.counts, buffers.reals, full=True)
     parcel = Parcel([buffers.packed for buffers in devices.values()], owned=True)
     names = tuple(info.slot for info in infos)
     return SentRows(parcel, names, np.zeros(len(names), dtype=bool), {}, full=True)

@@ -10,7 +10,7 @@ from overhead import multiple
 from paired import Length, cost, kind, measure, period, shares, watched_first
 from trainee import SUBJECTS, Batch, Cell, Trainee
 
-from numwatch.watch import Schedule
+from numwatch.schedule import Schedule
 
 SCHEDULES = [Schedule(), DENSE_DEFAULT, EVERY_STEP, AMAX_ONLY]
 

@@ -27,6 +27,9 @@ class Compared:
         if "grad" in self.slots[index].role:
             self.comparison.see(index, tensor, self.scale)
 
+    def see_compiled(self, index, tensor, tap, _autocast):
+        self.see(index, tensor, tap)
+
     def run_shadow(self, loss_of, stand_ins=()):
         samples = self.shadow.run(ShadowStep(loss_of, stand_ins))
         self.comparison.expect(samples)

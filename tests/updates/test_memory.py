@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from numwatch.schedule import Schedule
 from numwatch.stats import warm_up
 from numwatch.taps.gate import Gate
 from numwatch.taps.parameters import MAX_SAMPLES
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MIB = 2**20

@@ -2,8 +2,9 @@
 
 from torch import nn
 
+from numwatch.schedule import Schedule
 from numwatch.taps.gate import Gate
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 
 def updates_watch(model, *optimizers_and_scaler, include=("*:update",), **settings):

@@ -10,9 +10,10 @@ from test_watch import Net, independent_rows, train, watch_of
 from torch import nn
 
 from numwatch import NumwatchError, tensor_stats
+from numwatch.schedule import Schedule
 from numwatch.settings import Settings
 from numwatch.taps.gate import Gate
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 EVERY_STEP = Schedule(1, 0, block_every_n_steps=1)
 

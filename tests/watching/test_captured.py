@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from numwatch.schedule import Schedule
 from numwatch.snapshot import ROLES
 from numwatch.stats import accumulate_gated
 from numwatch.taps import captured, traced
 from numwatch.taps.gate import Gate
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 CPU = torch.device("cpu")
 

@@ -11,10 +11,11 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import numwatch
+from numwatch.schedule import Schedule
 from numwatch.snapshot import ROLES
 from numwatch.taps import traced
 from numwatch.taps.gate import Gate
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
+from numwatch.schedule import Schedule
 from numwatch.taps.gate import Gate
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 torchao = pytest.importorskip("torchao.float8")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import (
 )
 
 import numwatch
-from numwatch.watch import Schedule
+from numwatch.schedule import Schedule
 
 
 def train(model, inputs, *, watched, steps=3):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from numwatch.schedule import Schedule
 from numwatch.taps.gate import Gate
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 SELDOM = Schedule(1000, 0)
 

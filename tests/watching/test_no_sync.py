@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 import numwatch
+from numwatch.schedule import Schedule
 from numwatch.stats import block_kernel, reference
 from numwatch.stats.updates import by_operations
 from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 METHODS = (
     *("item", "tolist", "cpu", "numpy", "nonzero", "equal", "allclose", "masked_select", "unique"),

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from numwatch.schedule import Schedule
 from numwatch.stats import tensor_stats, warm_up
 from numwatch.taps.gate import Gate
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 pytestmark = [
     pytest.mark.gpu,

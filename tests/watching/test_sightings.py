@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 import numwatch
+from numwatch.schedule import Schedule
 from numwatch.taps import collector
 from numwatch.taps import sightings as sightings_module
 from numwatch.taps.gate import Gate
 from numwatch.taps.sightings import Sightings
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from numwatch import NumwatchError, tensor_stats
+from numwatch.schedule import Schedule
 from numwatch.taps.gate import Gate, Mode
-from numwatch.watch import Schedule, Watch
+from numwatch.watch import Watch
 
 EVERY_STEP = Schedule(1, 0)
 

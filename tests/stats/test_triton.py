@@ -12,6 +12,7 @@ INTERPRETED = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 
 @pytest.mark.parametrize("tests", INTERPRETED, ids=lambda path: path.stem)
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_interpreted(tests):
     pytest.importorskip("triton")
     done = subprocess.run(
@@ -19,7 +20,7 @@ def test_interpreted(tests):
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=850,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -58,7 +58,7 @@ def test_every_code(dtype, amax_only):
     assert_agrees(launch, x, amax_only=amax_only)
 
 
-@ALL_DTYPES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("value", [0.0, -0.0, math.nan, math.inf, -math.inf, 1.0, -1.75])
 def test_constants(dtype, value):
     assert_agrees(launch, torch.full((TILE + 7,), value, dtype=torch.float64).to(dtype))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from numwatch.forensics import NONE, UNKNOWN, FailedStep, Origin, find_origin, named_tensors
 from numwatch.recipes.occasions import COLLAPSED, Occasions
@@ -328,7 +329,8 @@ class _BeforeStep(Hook):
         self._failures = failures
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._failures.check(optimizer)
+        if not is_compiling():
+            self._failures.check(optimizer)
 
 
 def _are_finite(optimizer: torch.optim.Optimizer) -> bool:

@@ -25,7 +25,7 @@ from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
 from numwatch.taps.selection import Tap, select, weight_of
 from numwatch.taps.tape import Tape, loss_scale_column
-from numwatch.taps.traced import Tokens, anchor_on
+from numwatch.taps.traced import Token, anchor_on
 from numwatch.taps.updates import UpdateTaps
 
 
@@ -68,7 +68,7 @@ class Watch:
         self._scaler: Scaler | None = None
         self._follow([])
         self._handles: list[RemovableHandle] = []
-        self._module_handles: list[RemovableHandle | Tokens] = []
+        self._module_handles: list[RemovableHandle | Token] = []
         self._paused_mode = Mode.OFF
         self._ended: list[EndedStep] = []
         self._deliveries: list[Delivery] = []
@@ -172,7 +172,9 @@ class Watch:
             for device in {parameter.device for parameter in self._model.parameters()}:
                 anchor_on(device)
                 self._collector.ready(device)
-            self._module_handles = attach_modules(self._taps, self.gate, self._collector)
+            self._module_handles = attach_modules(
+                self._taps, self.gate, self._collector, self._device
+            )
 
     def begin(self, step: int) -> None:
         """Opens a step, before its first forward."""
@@ -302,7 +304,7 @@ def _weights(taps: Sequence[Tap]) -> Iterator[tuple[int, Tensor, Tap]]:
             yield tap.slots["weight"], weight, tap
 
 
-def _remove(handles: list[RemovableHandle] | list[RemovableHandle | Tokens]) -> None:
+def _remove(handles: list[RemovableHandle] | list[RemovableHandle | Token]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _disable_current_modes,
@@ -137,7 +138,8 @@ class _Enter(Hook):
         self._at = at
 
     def __call__(self, *_: Any) -> None:
-        self._at.notes.stack.append((self._at.path, in_backward()))
+        if not is_compiling():
+            self._at.notes.stack.append((self._at.path, in_backward()))
 
 
 class _Leave(Hook):
@@ -147,7 +149,7 @@ class _Leave(Hook):
         self._at = at
 
     def __call__(self, *_: Any) -> None:
-        if self._at.notes.stack:
+        if not is_compiling() and self._at.notes.stack:
             self._at.notes.stack.pop()
 
 

@@ -7,7 +7,7 @@ from numwatch.stats import accumulate_gated
 from numwatch.taps.buffers import Buffers
 
 _kept: list[tuple[Buffers, Tensor]] = []
-"""Graphs write to these for as long as they are replayed, which nobody tells of."""
+"""Graphs write to these for as long as they are replayed, which nobody tells of: for ever."""
 
 
 def is_capturing(tensor: Tensor) -> bool:
@@ -43,5 +43,5 @@ class Captured:
 
     def switch(self, mode: int) -> None:
         """Says what captured passes do from now on."""
-        for device in self._used:
-            self._flags[device].fill_(mode)
+        for flag in self._flags.values():
+            flag.fill_(mode)

@@ -26,7 +26,7 @@ from numwatch.taps.buffers import (
     Buffers,
     split,
 )
-from numwatch.taps.captured import Captured
+from numwatch.taps.captured import Captured, is_capturing
 from numwatch.taps.casts import operand_casts
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import is_transformed
@@ -123,12 +123,13 @@ class Collector:
         """
         if not is_watched_dtype(tensor.dtype) or tensor.is_nested or is_transformed(tensor):
             return
-        if self._sightings.follow(index, tensor):
+        if is_capturing(tensor):
+            self.capture(index, tensor, tap, autocast_on(tensor.device.type))
+        elif self._sightings.follow(index, tensor):
             self._turns[index] = self.turn
             self._see_more(index, tensor, tap, None)
         else:
-            for follower in self._sightings.note(index, tensor):
-                self._buffers_on(tensor.device).merge(follower, index)
+            self._about_to_pass(index, tensor)
             self._pass(index, tensor, tap, None)
 
     def see_compiled(self, index: int, tensor: Tensor, tap: Tap, autocast: str) -> None:
@@ -144,8 +145,7 @@ class Collector:
             autocast: Dtype of the autocast that the module was called under, "" for none.
         """
         if is_watched_dtype(tensor.dtype):
-            for follower in self._sightings.note(index, None):
-                self._buffers_on(tensor.device).merge(follower, index)
+            self._about_to_pass(index, None)
             self._pass(index, tensor, tap, autocast)
 
     def ready(self, device: torch.device) -> None:
@@ -204,6 +204,12 @@ class Collector:
         if buffers is None:
             buffers = self._buffers[device] = Buffers(len(self._slots), device)
         return buffers
+
+    def _about_to_pass(self, index: int, tensor: Tensor | None) -> None:
+        """Gives the slots that follow this one its row as it is, before the row changes."""
+        for follower in self._sightings.note(index, tensor):
+            for buffers in self._buffers.values():
+                buffers.merge(follower, index)
 
     def _pass(self, index: int, tensor: Tensor, tap: Tap, autocast: str | None) -> None:
         self._turns[index] = self.turn

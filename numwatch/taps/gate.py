@@ -13,6 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
+_set_eval_frame = torch._C._dynamo.eval_frame.set_eval_frame  # noqa: SLF001  # as its own `disable`
+
 
 class Mode(IntEnum):
     """What the step under way records of a tensor."""
@@ -57,9 +59,12 @@ class Gate:
     @property
     def open(self) -> bool:
         """Whether a forward that runs now is recorded; validation in between is not."""
-        if not self.mode:
-            return False
-        return torch.is_grad_enabled() or self.model is None or self.model.training
+        return bool(self.mode) and (torch.is_grad_enabled() or self.in_training)
+
+    @property
+    def in_training(self) -> bool:
+        """Whether the model, as far as is known, is in training mode."""
+        return self.model is None or self.model.training
 
     def watching(self) -> "_Watching":
         """Charges the enclosed work to numwatch, and keeps its errors away from the run."""
@@ -133,9 +138,12 @@ class Gate:
 
 
 class _Watching:
-    """`Gate.watching`: a class, as a generator would take longer than many a pass."""
+    """`Gate.watching`: a class, as a generator would take longer than many a pass.
 
-    __slots__ = ("_gate", "_modes", "_start")
+    Where compiled code has called a hook, Dynamo would go on and compile numwatch: it may not.
+    """
+
+    __slots__ = ("_dynamo", "_gate", "_modes", "_start")
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -144,6 +152,7 @@ class _Watching:
     def __enter__(self) -> None:
         self._start = time.perf_counter_ns()
         self._gate._depth += 1  # noqa: SLF001  # the gate's own
+        self._dynamo = _set_eval_frame(None)
         # Selective checkpointing, for one, counts the operations it sees: ours are not its.
         if torch._C._len_torch_dispatch_stack():  # noqa: SLF001
             self._modes = _disable_current_modes()
@@ -157,4 +166,8 @@ class _Watching:
     ) -> bool:
         if self._modes is not None:
             self._modes.__exit__(kind, error, trace)
-        return self._gate._end(self._start, error)  # noqa: SLF001
+        try:
+            return self._gate._end(self._start, error)  # noqa: SLF001
+        finally:
+            if self._dynamo is not None:
+                _set_eval_frame(self._dynamo)

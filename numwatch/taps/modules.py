@@ -13,20 +13,35 @@ from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook, in_backward, tensors_in
 from numwatch.taps.selection import PARAMETER_ROLES, Tap, weight_of
-from numwatch.taps.traced import Tokens
+from numwatch.taps.traced import Token
 from numwatch.taps.tracing import TracedModule, own_of_attention
+
+_CPU = torch.device("cpu")
 
 
 def attach_modules(
-    taps: Sequence[Tap], gate: Gate, collector: Collector
-) -> list[RemovableHandle | Tokens]:
-    """Hooks every tapped module for the whole fit; the gate decides step by step what they do."""
-    handles: list[RemovableHandle | Tokens] = []
+    taps: Sequence[Tap],
+    gate: Gate,
+    collector: Collector,
+    device: torch.device = _CPU,
+) -> list[RemovableHandle | Token]:
+    """Hooks every tapped module for the whole fit; the gate decides step by step what they do.
+
+    Args:
+        taps: The modules.
+        gate: What their hooks ask.
+        collector: What they bring tensors to.
+        device: Where the model is.
+
+    Returns:
+        What to remove.
+    """
+    handles: list[RemovableHandle | Token] = []
     for tap in taps:
         if tap.slots.keys() <= set(PARAMETER_ROLES):
             continue
-        traced = TracedModule(tap, gate, collector)
-        handles.append(traced.tokens)
+        traced = TracedModule(tap, gate, collector, device)
+        handles.append(traced.token)
         if tap.aliases_input:
             alias = _AliasInput(tap, gate, collector, traced)
             handles.append(tap.module.register_forward_pre_hook(alias))
@@ -146,6 +161,8 @@ class _Gradient(Hook):
         self._index, self._tap, self._gate, self._collector = index, tap, gate, collector
 
     def __call__(self, gradient: Tensor) -> None:
+        if is_compiling():
+            return  # of a backward that is compiled itself
         if self._gate.mode:
             with self._gate.watching():
                 self._collector.see(self._index, gradient, self._tap)

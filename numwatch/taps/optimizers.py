@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from numwatch.stats import is_watched_dtype
@@ -190,8 +191,9 @@ class _BeforeStep(Hook):
         self._taps = taps
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        with self._taps.gate.hooks_stay():
-            self._taps.before_step(optimizer)
+        if not is_compiling():
+            with self._taps.gate.watching(), self._taps.gate.hooks_stay():
+                self._taps.before_step(optimizer)
 
 
 class _AfterStep(Hook):
@@ -199,8 +201,9 @@ class _AfterStep(Hook):
         self._taps = taps
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        with self._taps.gate.hooks_stay():
-            self._taps.after_step(optimizer)
+        if not is_compiling():
+            with self._taps.gate.watching(), self._taps.gate.hooks_stay():
+                self._taps.after_step(optimizer)
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 SMALL = 4096
@@ -39,12 +40,13 @@ class Sightings:
 
     def follow(self, index: int, tensor: Tensor) -> bool:
         """Has a slot follow the one that has seen the same numbers; False where it needs a pass."""
-        if not _is_worth_it(tensor):
-            return False
+        if index in self._followers or not _is_worth_it(tensor):
+            return False  # whose row others follow stays as it is
         before = self._by_address.get((tensor.data_ptr(), tensor.dtype))
         if before is None or self._passes[before.slot] != 1 or not _is_same(before, tensor):
             return False
         self._followers.setdefault(before.slot, []).append(index)
+        self._passes[index] += 2  # its row is to be more than one pass: nobody follows it
         return True
 
     def note(self, index: int, tensor: Tensor | None) -> Sequence[int]:
@@ -84,7 +86,12 @@ def _is_worth_it(tensor: Tensor) -> bool:
         tensor.numel() >= SMALL
         and (kind is Tensor or kind is nn.Parameter)
         and not tensor.is_inference()
+        and not _of_many_ranks()  # collectives write in place and move no counter
     )
+
+
+def _of_many_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _is_same(before: _Pass, tensor: Tensor) -> bool:
@@ -94,6 +101,6 @@ def _is_same(before: _Pass, tensor: Tensor) -> bool:
     if before.version != tensor._version or first._version != before.version:  # noqa: SLF001
         return False
     if before.shape == tensor.shape:
-        return before.stride == tensor.stride()
+        return before.stride == tensor.stride() and not tensor.is_neg()
     # Elements are counted in any order: another shape of the same whole is the same.
     return before.contiguous and tensor.is_contiguous() and before.shape.numel() == tensor.numel()

@@ -1,60 +1,70 @@
 """What a hook leaves in a graph that torch.compile traces: an operator it can't look into.
 
-The hook's Python runs once, while the graph is made. What stays is a call of
-`numwatch::see(tensor, anchor, token, autocast)`, whose body is ordinary Python at every call: it
-hands the tensor to whoever listens to the token. So cadence, pauses and the end of a watching
-recompile nothing, and a later watch of the same module listens to what was compiled for an earlier
-one.
+The hook's Python runs once, while the graph is made. What stays is a call of `numwatch::see`, whose
+body is ordinary Python at every call: it hands the tensor to whoever listens to the module's token.
+So cadence, pauses and the end of a watching recompile nothing, and a later watch of the same module
+listens to what was compiled for an earlier one. A token is a tensor, known by its address: a number
+would be compiled in, and blocks that share one graph would each need their own.
 
 Compilers drop a call whose result nobody needs. Forward, every call claims to write to the anchor.
 Backward can't: torch would refuse the anchor as changed since forward. There the call returns the
-gradient of a ballast that went through forward with the tensor, always 0.
+gradient of a ballast that went through forward with the tensor, always 0. Compilers also make one
+call of two that are alike; that each takes an empty tensor of its own keeps them apart.
 """
 
-import itertools
 import weakref
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from numwatch.snapshot import ROLES
 
-Listener = Callable[[Tensor, str], None]
-"""Called with a tensor, and the dtype of the autocast around its module ("" for none)."""
 
-_LIBRARY = torch.library.Library(
-    "numwatch", "DEF"
-)  # not custom_op: its calls take ten times as long
-_LIBRARY.define("see(Tensor x, Tensor(a!) anchor, int token, str autocast) -> ()")
-_LIBRARY.define("see_gradient(Tensor gradient, int token) -> Tensor")
+class Listener(Protocol):
+    """What a token's tensors are handed to."""
+
+    def __call__(self, tensor: Tensor, autocast: str, *, grad: bool) -> None:
+        """Sees a tensor.
+
+        Args:
+            tensor: What the compiled code has.
+            autocast: Dtype of the autocast around the module, "" for none.
+            grad: Whether gradients were enabled around it.
+        """
+
+
+# custom_op would be shorter; its calls take ten times as long.
+_LIBRARY = torch.library.Library("numwatch", "DEF")
+_LIBRARY.define(
+    "see(Tensor x, Tensor(a!) anchor, Tensor token, int role, str autocast, bool grad) -> ()"
+)
+_LIBRARY.define("see_gradient(Tensor gradient, Tensor token, int role, Tensor own) -> Tensor")
 
 _anchors: dict[torch.device, Tensor] = {}
 _ballasts: dict[torch.device, Tensor] = {}
-_listeners: weakref.WeakValueDictionary[int, Listener] = weakref.WeakValueDictionary()
-_tokens: weakref.WeakKeyDictionary[nn.Module, list[int]] = weakref.WeakKeyDictionary()
-_new_tokens = itertools.count(0, len(ROLES))
+_listeners: weakref.WeakValueDictionary[tuple[int, int], Listener] = weakref.WeakValueDictionary()
+_tokens: weakref.WeakKeyDictionary[nn.Module, list[Tensor]] = weakref.WeakKeyDictionary()
 
 
-def _see(x: Tensor, _anchor: Tensor, token: int, autocast: str) -> None:
-    listener = _listeners.get(token)
+def _see(x: Tensor, _anchor: Tensor, token: Tensor, role: int, autocast: str, grad: bool) -> None:
+    listener = _listeners.get((token.data_ptr(), role))
     if listener is not None:
-        listener(x, autocast)
+        listener(x, autocast, grad=grad)
 
 
-def _see_nothing(_x: Tensor, _anchor: Tensor, _token: int, _autocast: str) -> None:
+def _see_nothing(*_args: object) -> None:
     """What the compiler runs to learn shapes."""
 
 
-def _see_gradient(gradient: Tensor, token: int) -> Tensor:
-    listener = _listeners.get(token)
+def _see_gradient(gradient: Tensor, token: Tensor, role: int, own: Tensor) -> Tensor:
+    listener = _listeners.get((token.data_ptr(), role))
     if listener is not None:
-        listener(gradient, "")
-    return _no_gradient(gradient, token)
+        listener(gradient, "", grad=True)
+    return _no_gradient(gradient, token, role, own)
 
 
-def _no_gradient(gradient: Tensor, _token: int) -> Tensor:
+def _no_gradient(gradient: Tensor, _token: Tensor, _role: int, _own: Tensor) -> Tensor:
     return gradient.new_zeros(1, dtype=torch.float32)
 
 
@@ -64,37 +74,44 @@ torch.library.register_fake("numwatch::see", _see_nothing, lib=_LIBRARY)
 torch.library.register_fake("numwatch::see_gradient", _no_gradient, lib=_LIBRARY)
 
 
-class Tokens:
-    """The tokens of one watched module, one a role, and who listens to them.
+class Token:
+    """The token of a watched module, and who listens to it.
 
     A module keeps its tokens for life, since graphs hold them. A second watch at the same time gets
-    others.
+    another.
+
+    Attributes:
+        tensor: What the operator takes.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
         known = _tokens.setdefault(module, [])
-        free = [first for first in known if not _taken(first)]
+        free = [token for token in known if not _taken(token) and token.device == device]
         if not free:
-            free.append(next(_new_tokens))
+            with torch.inference_mode(mode=False):
+                free.append(torch.zeros(1, dtype=torch.uint8, device=device))
+            _stay(free[0])
             known.append(free[0])
-        self._first = free[0]
-
-    def of(self, role: str) -> int:
-        """Returns a role's token."""
-        return self._first + ROLES.index(role)
+        self.tensor = free[0]
 
     def listen(self, role: str, listener: Listener) -> None:
         """Has a role's tensors handed to a listener, as long as somebody else keeps it alive."""
-        _listeners[self.of(role)] = listener
+        _listeners[self.tensor.data_ptr(), ROLES.index(role)] = listener
 
     def remove(self) -> None:
         """Stops listening: as a handle does."""
-        for token in range(self._first, self._first + len(ROLES)):
-            _listeners.pop(token, None)
+        for role in range(len(ROLES)):
+            _listeners.pop((self.tensor.data_ptr(), role), None)
 
 
-def _taken(first: int) -> bool:
-    return any(token in _listeners for token in range(first, first + len(ROLES)))
+def _taken(token: Tensor) -> bool:
+    return any((token.data_ptr(), role) in _listeners for role in range(len(ROLES)))
+
+
+def _stay(tensor: Tensor) -> None:
+    """Tells CUDA graphs that an input will not move: else they copy it, or are left out."""
+    if tensor.is_cuda:
+        torch._dynamo.mark_static_address(tensor)  # noqa: SLF001
 
 
 def anchor_on(device: torch.device) -> None:
@@ -104,10 +121,8 @@ def anchor_on(device: torch.device) -> None:
     with torch.inference_mode(mode=False):
         _anchors[device] = torch.zeros(1, dtype=torch.uint8, device=device)
         _ballasts[device] = torch.zeros(1, device=device, requires_grad=True)
-    if device.type == "cuda":
-        # CUDA graphs are left out where an input is written to that may move.
-        for tensor in (_anchors[device], _ballasts[device]):
-            torch._dynamo.mark_static_address(tensor)  # noqa: SLF001
+    _stay(_anchors[device])
+    _stay(_ballasts[device])
 
 
 def is_traceable(value: object) -> bool:
@@ -121,31 +136,40 @@ def is_traceable(value: object) -> bool:
     )
 
 
-def trace(x: Tensor, token: int) -> None:
+def trace(x: Tensor, token: Tensor, role: str) -> None:
     """Leaves a call in the graph that sees a tensor."""
     kind = x.device.type
     autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
-    torch.ops.numwatch.see(x.detach(), _anchors[x.device], token, autocast)
+    grad = torch.is_grad_enabled()
+    anchor = _anchors[x.device]
+    torch.ops.numwatch.see(x.detach(), anchor, token, ROLES.index(role), autocast, grad)
 
 
-def trace_gradient(x: Tensor, token: int) -> Tensor:
+def trace_gradient(x: Tensor, token: Tensor, role: str) -> Tensor:
     """Returns the tensor to go on with, whose gradient will be seen."""
-    seen: Tensor = _Pass.apply(x, _ballasts[x.device], token)  # type: ignore[no-untyped-call]
+    ballast = _ballasts[x.device]
+    seen: Tensor = _Identity.apply(x, ballast, token, ROLES.index(role))  # type: ignore[no-untyped-call]
     return seen
 
 
-class _Pass(torch.autograd.Function):
-    """The identity, whose backward sees the gradient."""
+class _Identity(torch.autograd.Function):
+    """Its backward sees the gradient."""
 
     @staticmethod
-    def forward(x: Tensor, _ballast: Tensor, _token: int) -> Tensor:
+    def forward(x: Tensor, _ballast: Tensor, _token: Tensor, _role: int) -> Tensor:
         # A view that a Function returns can't be written to in place; compilers drop the copy.
         return x.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], _output: Tensor) -> None:
-        ctx.token = inputs[2]
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], _output: Tensor
+    ) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.role = inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        return gradient, torch.ops.numwatch.see_gradient(gradient, ctx.token), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        (token,) = ctx.saved_tensors
+        own = torch.empty(1, dtype=torch.uint8, device=gradient.device)
+        seen = torch.ops.numwatch.see_gradient(gradient, token, ctx.role, own)
+        return gradient, seen, None, None

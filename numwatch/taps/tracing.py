@@ -10,10 +10,11 @@ from numwatch.taps.captured import is_capturing
 from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import in_backward
-from numwatch.taps.selection import Tap
-from numwatch.taps.traced import Listener, Tokens, is_traceable, trace, trace_gradient
+from numwatch.taps.selection import PARAMETER_ROLES, Tap, is_norm_or_embedding
+from numwatch.taps.traced import Listener, Token, is_traceable, trace, trace_gradient
 
 _FORWARD = ("input", "output")
+_NARROW = (torch.bfloat16, torch.float16)
 
 
 class TracedModule:
@@ -23,17 +24,17 @@ class TracedModule:
     traced is always called, and the listeners decide.
 
     Attributes:
-        tokens: To be removed when the hooks are.
+        token: To be removed when the hooks are.
     """
 
-    def __init__(self, tap: Tap, gate: Gate, collector: Collector) -> None:
-        self.tokens = Tokens(tap.module)
-        roles = [role for role in (*_FORWARD, "grad_output", "grad_input") if role in tap.slots]
-        self._listeners = {role: _listener(role, tap, gate, collector) for role in roles}
+    def __init__(self, tap: Tap, gate: Gate, collector: Collector, device: torch.device) -> None:
+        self.token = Token(tap.module, device)
+        self._roles = frozenset(tap.slots) - set(PARAMETER_ROLES)
+        # What a compiler fuses with a norm takes its result unrounded; seeing it would round it.
+        self._rounds_nothing = tap.gemm or not is_norm_or_embedding(tap.module)
+        self._listeners = {role: _listener(role, tap, gate, collector) for role in self._roles}
         for role, listener in self._listeners.items():
-            self.tokens.listen(role, listener)
-        self._token = {role: self.tokens.of(role) for role in roles}
-        self._aliases_input = tap.aliases_input
+            self.token.listen(role, listener)
         self._of_attention = isinstance(tap.module, nn.MultiheadAttention)
 
     def before(self, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -42,25 +43,34 @@ class TracedModule:
             return None
         if not torch.is_grad_enabled():
             return None
-        return (trace_gradient(args[0], self._token["grad_input"]), *args[1:])
+        return (trace_gradient(args[0], self.token.tensor, "grad_input"), *args[1:])
 
     def after(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Returns the output to go on with, after it and the arguments were seen."""
         own = output
         if self._of_attention:
             args, kwargs, own = own_of_attention(args, kwargs, output)
-        if "input" in self._token:
+        if "input" in self._roles:
             for tensor in _tensors([*args, *kwargs.values()]):
-                trace(tensor, self._token["input"])
-        if "output" in self._token:
+                trace(tensor, self.token.tensor, "input")
+        if "output" in self._roles:
             for tensor in _tensors([own]):
-                trace(tensor, self._token["output"])
-        token = self._token.get("grad_output")
-        if token is None or not torch.is_grad_enabled():
+                if self._rounds_nothing or tensor.dtype not in _NARROW:
+                    trace(tensor, self.token.tensor, "output")
+        if "grad_output" not in self._roles or not torch.is_grad_enabled():
             return None
         if self._of_attention and isinstance(output, tuple):
-            return (_with_gradient(output[0], token), *output[1:])
-        return _with_gradient(output, token)
+            return (self._with_gradient(output[0]), *output[1:])
+        return self._with_gradient(output)
+
+    def _with_gradient(self, output: Any) -> Any:
+        if is_traceable(output):
+            if not output.requires_grad:
+                return output
+            return trace_gradient(output, self.token.tensor, "grad_output")
+        if type(output) in (tuple, list):
+            return type(output)(self._with_gradient(one) for one in output)
+        return output
 
 
 def own_of_attention(
@@ -77,13 +87,14 @@ def own_of_attention(
 def _listener(role: str, tap: Tap, gate: Gate, collector: Collector) -> Listener:
     index, forward = tap.slots[role], role in _FORWARD
 
-    def see(tensor: Tensor, autocast: str) -> None:
-        if forward and in_backward():
-            return  # a checkpoint's, run again
+    def see(tensor: Tensor, autocast: str, *, grad: bool) -> None:
+        # Inside compiled code gradients are off: `grad` is what was in force around it.
+        if forward and (in_backward() or not (grad or gate.in_training)):
+            return  # a checkpoint's, run again; a validation in between
         if is_capturing(tensor):
             with gate.watching():
                 collector.capture(index, tensor, tap, autocast)
-        elif gate.open:
+        elif gate.mode:
             with gate.watching():
                 collector.see_compiled(index, tensor, tap, autocast)
 
@@ -104,11 +115,3 @@ def _tensors(values: list[Any]) -> list[Tensor]:
             continue
         found += [one for one in inner if not any(one is other for other in found)]
     return found
-
-
-def _with_gradient(output: Any, token: int) -> Any:
-    if is_traceable(output):
-        return trace_gradient(output, token) if output.requires_grad else output
-    if type(output) in (tuple, list):
-        return type(output)(_with_gradient(one, token) for one in output)
-    return output

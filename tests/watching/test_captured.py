@@ -40,9 +40,9 @@ def watch_of(model, schedule):
 
 def see(model, role, tensor):
     """What compiled code does."""
-    (first,) = traced._tokens[model[0]]
-    token = first + ROLES.index(role)
-    torch.ops.numwatch.see(tensor, torch.zeros(1, dtype=torch.uint8), token, "")
+    (token,) = traced._tokens[model[0]]
+    anchor = torch.zeros(1, dtype=torch.uint8)
+    torch.ops.numwatch.see(tensor, anchor, token, ROLES.index(role), "", True)
 
 
 def test_replays_follow_the_cadence(graph):

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import numwatch
 from numwatch.schedule import Schedule
 from numwatch.snapshot import ROLES
+from numwatch.stats.layout import CALLS
 from numwatch.taps import traced
 from numwatch.taps.gate import Gate
 from numwatch.watch import Watch
@@ -117,8 +118,11 @@ def test_rows_are_those_of_the_eager_model(how, dtype, checkpointed):
         expected, found = rows_of(theirs), rows_of(own)
         # An attention's grad_input is that of tensors others use too, which no graph shows.
         assert expected.keys() - found.keys() == {"attention:grad_input"}
+        calls = dict(zip(theirs.rows.slots, theirs.rows.counts[:, CALLS], strict=True))
+        own_calls = dict(zip(own.rows.slots, own.rows.counts[:, CALLS], strict=True))
         for slot in (slot for slot in found if slot.split(":")[1] in ROLES):
             stats = found[slot]
+            assert own_calls[slot] == calls[slot], slot
             assert stats.numel == expected[slot].numel, slot
             if how == "aot_eager":  # the same operations in the same order
                 assert differing(stats, expected[slot]) == 0, slot
@@ -174,19 +178,19 @@ def test_a_graph_calls_nobody_once_the_watching_has_ended():
     model = Net()
     compiled = compile_as(model, "aot_eager")
     train(model, compiled)
-    (first,) = traced._tokens[model.q]
-    assert not traced._taken(first)
+    (token,) = traced._tokens[model.q]
+    assert not traced._taken(token)
     compiled(torch.randint(0, 20, (4, 5))).sum().backward()
 
 
 def test_a_watch_that_nobody_ended_dies_with_its_model():
     model = nn.Sequential(nn.Linear(4, 4))
     Watch(model, Gate(strict=True), EVERY_STEP).attach()
-    (first,) = traced._tokens[model[0]]
-    assert traced._taken(first)
+    (token,) = traced._tokens[model[0]]
+    assert traced._taken(token)
     del model
     gc.collect()
-    assert not traced._taken(first)
+    assert not traced._taken(token)
 
 
 def test_two_watches_see_every_tensor_once():
@@ -293,3 +297,94 @@ def test_a_model_traced_before_it_is_watched_is_told_of(tmp_path):
             watch.step()
     events = (tmp_path / "numwatch" / "events.jsonl").read_text()
     assert events.count("unseen") == 1
+
+
+class Called(nn.Module):
+    """Sees one module twice, with gradients that are equal."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(x) + self.fc(x + 1)
+
+
+@pytest.mark.parametrize("how", ["aot_eager", "inductor"])
+def test_equal_gradients_of_two_calls_count_twice(how):
+    model = Called()
+    rows = rows_of(watched_once(model, compile_as(model, how)))
+    assert rows["fc:grad_output"].numel == 24
+    assert rows["fc:output"].numel == 24
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + self.fc(x)
+
+
+def test_blocks_compiled_one_by_one_share_a_graph():
+    model = nn.Sequential(*(Block() for _ in range(12)))
+    for block in model:
+        block.compile(backend="aot_eager", fullgraph=True)
+    rows = rows_of(watched_once(model, model))
+    assert counters["stats"]["unique_graphs"] <= 2  # the first one's input needs no gradient
+    for i in range(12):
+        assert rows[f"{i}.fc:output"].numel == 12
+        assert rows[f"{i}.fc:grad_output"].numel == 12
+    assert rows["3.fc:output"].sum != rows["4.fc:output"].sum
+
+
+def test_a_model_in_eval_that_trains_is_seen():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+    rows = rows_of(watched_once(model, compile_as(model, "aot_eager")))
+    assert {"0:input", "0:output", "1:grad_output", "1:grad_input"} <= rows.keys()
+
+
+def test_what_a_compiler_fuses_with_a_norm_is_rounded_as_without_a_watch():
+    def losses(watched):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.SiLU(), nn.Linear(64, 64))
+        model = model.bfloat16()
+        watch = Watch(model, Gate(strict=True), EVERY_STEP)
+        if watched:
+            watch.attach()
+            watch.begin(0)
+        loss = compile_as(model, "inductor")(torch.randn(32, 64).bfloat16()).float().square().mean()
+        loss.backward()
+        watch.detach()
+        return float(loss), *(parameter.grad for parameter in model.parameters())
+
+    bare, ours = losses(watched=False), losses(watched=True)
+    assert bare[0] == ours[0]
+    assert all(map(torch.equal, bare[1:], ours[1:]))
+
+
+def test_a_model_compiled_while_its_operations_are_audited_has_whole_graphs(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with numwatch.watch(model, dir=tmp_path, summary=False, every_n_steps=1, strict=True) as watch:
+        compiled = compile_as(model, "aot_eager")
+        for _ in range(5):
+            compiled(torch.randn(3, 4)).sum().backward()
+            watch.step()
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 2  # under the audit's dispatch mode, and without
+
+
+def test_a_whole_step_that_is_compiled_trains_on(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    with numwatch.watch(
+        model, optimizer, dir=tmp_path, summary=False, every_n_steps=1, strict=True
+    ) as watch:
+        for _ in range(3):
+            model(torch.randn(3, 4)).sum().backward()
+            step()
+            watch.step()
+    assert numwatch.open_run(tmp_path).tensors(slot="0:input").num_rows == 3

@@ -1,7 +1,11 @@
 """A tensor that several slots see is passed over once, and each of them has its numbers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import numwatch
@@ -35,26 +39,65 @@ class Shared(nn.Module):
         return self.deep(self.q(n) * self.k(n) + self.v(n) + self.k(n.view(2, -1, 8)).view_as(n))
 
 
-def seen_in(model, x, mode=EVERY_STEP, steps=1):
+def seen_in(model, x, mode=EVERY_STEP, steps=1, micro_batches=1):
     watch = Watch(model, Gate(strict=True), mode)
     watch.attach()
     for step in range(steps):
         watch.begin(step)
-        model(x).square().sum().backward()
+        for i in range(micro_batches):
+            model(x + i).square().sum().backward()
         watch.end()
     watch.detach()
     return [{r.slot: r.stats for r in s.rows} for s in watch.collect(everything=True) if s.rows]
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2, 3])
 @pytest.mark.parametrize("mode", [Schedule(1, 0), Schedule(1000, 1)])
-def test_rows_are_those_of_a_pass_each(monkeypatch, mode):
+def test_rows_are_those_of_a_pass_each(monkeypatch, mode, micro_batches):
     model, x = Shared(), torch.randn(4, 8)
     steps = 1 if mode.every_n_steps == 1 else 3
-    found = seen_in(model, x, mode, steps)
+    found = seen_in(model, x, mode, steps, micro_batches)
     monkeypatch.setattr(Sightings, "follow", lambda *_: False)
-    expected = seen_in(model, x, mode, steps)
+    expected = seen_in(model, x, mode, steps, micro_batches)
     assert found == expected
-    assert found[0]["k:input"].numel == 64
+    assert found[0]["k:input"].numel == 64 * micro_batches
+
+
+class Wired(nn.Module):
+    """Linears whose inputs are drawn from all that was there before, some called again."""
+
+    def __init__(self, wires):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(3))
+        self.wires = wires
+
+    def forward(self, x):
+        there = [x]
+        for layer, source in self.wires:
+            there.append(self.layers[layer](there[source % len(there)]))
+        return sum(there)
+
+
+@given(
+    wires=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7)), min_size=1, max_size=7),
+    micro_batches=st.integers(1, 3),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_wiring_gives_the_rows_of_a_pass_each(wires, micro_batches):
+    torch.manual_seed(0)
+    model, x = Wired(wires), torch.randn(2, 4)
+    found = seen_in(model, x, micro_batches=micro_batches)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sightings, "follow", lambda *_: False)
+        expected = seen_in(model, x, micro_batches=micro_batches)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for slot, stats in ours.items():
+            # Sums are added in another order.
+            assert replace(stats, sum=0, sumsq=0) == replace(theirs[slot], sum=0, sumsq=0), slot
+            assert stats.sumsq == pytest.approx(theirs[slot].sumsq, rel=1e-12)
 
 
 def test_a_shared_tensor_is_passed_over_once(monkeypatch):

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from numwatch.snapshot import Snapshot, StepScalars, join_rows
-from numwatch.taps.collector import SentRows
 from numwatch.taps.comparison import SentComparison
 from numwatch.taps.culprits import SentCulprits
 from numwatch.taps.operands import SentBlocks
 from numwatch.taps.operations import SentOperations
 from numwatch.taps.parcel import Parcel
+from numwatch.taps.sent_rows import SentRows
 from numwatch.taps.sent_updates import SentUpdates
 from numwatch.taps.tape import SentTape, found_inf_column, is_turn
 

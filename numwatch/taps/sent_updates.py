@@ -10,9 +10,9 @@ from numwatch.snapshot import UPDATE_ROLE, OptimizerState, Rows, Update
 from numwatch.stats.moments import MOMENTS
 from numwatch.stats.updates import update_shares
 from numwatch.taps.changes import Judged
-from numwatch.taps.collector import SentRows
 from numwatch.taps.moments import JudgedMoments, StateSample
 from numwatch.taps.parcel import Parcel
+from numwatch.taps.sent_rows import SentRows
 
 
 class SentUpdates:

@@ -10,11 +10,11 @@ from numwatch.snapshot import UPDATE_ROLE, SlotInfo, format_of_dtype, path_of, r
 from numwatch.stats import accumulate_group
 from numwatch.taps.buffers import Buffers
 from numwatch.taps.changes import changes_of, judge, sampled_before
-from numwatch.taps.collector import SentRows
 from numwatch.taps.intended import Before
 from numwatch.taps.moments import judge_moments, states_of
 from numwatch.taps.parameters import Parameters, Updated, has_dense_gradient
 from numwatch.taps.parcel import Parcel
+from numwatch.taps.sent_rows import SentRows
 from numwatch.taps.sent_updates import SentUpdates
 
 

@@ -48,7 +48,7 @@ def _images(side: int, classes: int) -> Callable[[int, torch.Generator], Batch]:
 SUBJECTS = {
     ("gpt", "small"): Subject(
         lambda: GPT(vocabulary=256, context=CONTEXT, layers=4, width=256, heads=4),
-        4,
+        16,
         _tokens(256, CONTEXT),
     ),
     # GPT-2 small: 124M parameters with the head tied to the embedding.

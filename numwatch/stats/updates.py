@@ -15,7 +15,6 @@ from torch import Tensor
 
 from numwatch.errors import NumwatchError
 from numwatch.formats import FORMATS, get_format
-from numwatch.stats.update_loops import sweep_updates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,6 +147,8 @@ def by_loops(
     before: Tensor, intended: Tensor, fmt: Format, scale: Tensor | None, applied: Tensor | None
 ) -> Tensor:
     """Does what `swallowing` tells on a CPU."""
+    from numwatch.stats.update_loops import sweep_updates  # numba, which no reader of records needs
+
     figures = torch.zeros(len(before), len(FIGURES), dtype=torch.float64)
     nothing = before.new_zeros(len(before), 0)
     scales = before.new_ones(len(before)) if scale is None else scale[:, 0].contiguous()

@@ -5,7 +5,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from numwatch.stats.gpu import blocks, kernels
-from numwatch.stats.gpu.launch import bit_layout, tiling
+from numwatch.stats.gpu.launch import FUSED, bit_layout, tiling
 from numwatch.stats.gpu.place import load_width
 
 SWEEP = {
@@ -30,7 +30,7 @@ BLOCKS = {
     "column_step": "i32",
     "counts": "*i64",
 }
-OPTIONS = ("num_warps", "maxnreg")
+OPTIONS = ("num_warps", "maxnreg", *FUSED)
 
 
 def compiled(kernel, types, constants, capability):
@@ -54,4 +54,5 @@ def group(dtype, mode, capability):
 
 
 def block(dtype, turned, capability):
-    return compiled(blocks.count_tile, BLOCKS, {"TURNED": turned, **bit_layout(dtype)}, capability)
+    constants = {"TURNED": turned, **bit_layout(dtype), **FUSED}
+    return compiled(blocks.count_tile, BLOCKS, constants, capability)

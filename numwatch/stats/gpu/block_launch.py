@@ -6,7 +6,7 @@ from torch import Tensor
 from numwatch.stats import block_reference
 from numwatch.stats.block_layout import BLOCK_KINDS
 from numwatch.stats.gpu.blocks import HEIGHT, WIDTH, count_tile
-from numwatch.stats.gpu.launch import bit_layout, on
+from numwatch.stats.gpu.launch import FUSED, bit_layout, on
 from numwatch.stats.prepare import matrix
 
 
@@ -38,4 +38,5 @@ def accumulate_blocks(x: Tensor, rows: Tensor) -> None:
             rows,
             TURNED=turned,
             **bit_layout(x.dtype),
+            **FUSED,
         )

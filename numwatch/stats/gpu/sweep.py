@@ -190,6 +190,7 @@ def full(
     length = tl.full([], 0, tl.int32)
     run_zeros = tl.full([], 0, tl.int32)
     none = tl.zeros((LANES,), tl.int64)
+    # The eight words of counters, see `binade_counts`: a loop can't carry a tuple in older Tritons.
     a, b, c, d, e, f, g, h = none, none, none, none, none, none, none, none
 
     tile = tl.full([], 0, tl.int64) + part

@@ -26,7 +26,7 @@ from numwatch.taps.buffers import (
 from numwatch.taps.captured import Captured, is_capturing
 from numwatch.taps.casts import operand_casts
 from numwatch.taps.gate import Gate, Mode
-from numwatch.taps.hooks import is_transformed
+from numwatch.taps.hooks import autocast_on, is_transformed
 from numwatch.taps.operands import OperandTaps, SentBlocks
 from numwatch.taps.parcel import Parcel
 from numwatch.taps.selection import PARAMETER_ROLES, Tap
@@ -258,8 +258,3 @@ class Collector:
         if gemm in self._compute_formats:
             return self._compute_formats[gemm]
         return format_of_dtype(slot.dtype) if slot.dtype else None
-
-
-def autocast_on(device: str) -> str:
-    """Returns the dtype of the autocast in force for a kind of device, or "" for none."""
-    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""

@@ -39,6 +39,11 @@ def is_transformed(tensor: Tensor) -> bool:
     return wrapped
 
 
+def autocast_on(device: str) -> str:
+    """Returns the dtype of the autocast in force for a kind of device, or "" for none."""
+    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else ""
+
+
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Yields each distinct tensor in nested tuples, lists and mappings, in order."""
     return _distinct(value, set())

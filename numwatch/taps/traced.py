@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from numwatch.snapshot import ROLES
+from numwatch.taps.hooks import autocast_on
 
 
 class Listener(Protocol):
@@ -138,8 +139,7 @@ def is_traceable(value: object) -> bool:
 
 def trace(x: Tensor, token: Tensor, role: str) -> None:
     """Leaves a call in the graph that sees a tensor."""
-    kind = x.device.type
-    autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
+    autocast = autocast_on(x.device.type)
     grad = torch.is_grad_enabled()
     anchor = _anchors[x.device]
     torch.ops.numwatch.see(x.detach(), anchor, token, ROLES.index(role), autocast, grad)

@@ -325,8 +325,8 @@ class Snapshot:
     step: int
     scalars: StepScalars
     rows: Rows | None = None
-    updates: tuple[Update, ...] = ()
-    states: tuple[OptimizerState, ...] = ()
+    updates: Sequence[Update] = ()
+    states: Sequence[OptimizerState] = ()
     shadows: tuple[Shadow, ...] = ()
     operations: tuple[Operation, ...] = ()
     blocks: BlockRows | None = None

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from numwatch.entries import Entries
 from numwatch.record.schema import BLOCKS, STEPS, TABLES, TENSORS
 from numwatch.snapshot import Rows, Snapshot, StepScalars
 from numwatch.stats.binades import BINADE_MIN
@@ -72,16 +74,26 @@ def blocks_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
 
 def entries_table(snapshots: Sequence[Snapshot], attempt: int, name: str) -> pa.Table:
     """Returns the rows of a table whose columns are the attributes of its entries, by step."""
-    entries = [
-        (snapshot.step, entry) for snapshot in snapshots for entry in getattr(snapshot, name)
+    seen = [
+        (snapshot.step, entries) for snapshot in snapshots if (entries := getattr(snapshot, name))
     ]
-    own = [column for column in TABLES[name].names if column not in ("attempt", "step")]
+    schema = TABLES[name]
     columns = {
-        "attempt": [attempt] * len(entries),
-        "step": [step for step, _ in entries],
-        **{column: [getattr(entry, column) for _, entry in entries] for column in own},
+        field.name: pa.chunked_array([_column(each, field) for _, each in seen], field.type)
+        for field in schema
+        if field.name not in ("attempt", "step")
     }
-    return pa.table(columns, schema=TABLES[name])
+    lengths = [len(entries) for _, entries in seen]
+    columns["attempt"] = np.full(sum(lengths), attempt, np.int32)
+    columns["step"] = np.repeat(np.array([step for step, _ in seen], np.int64), lengths)
+    return pa.table({column: columns[column] for column in schema.names}, schema=schema)
+
+
+def _column(entries: Sequence[Any], field: pa.Field) -> pa.Array:
+    if not isinstance(entries, Entries):
+        return pa.array([getattr(entry, field.name) for entry in entries], field.type)
+    values = entries.column(field.name)
+    return pa.array(values, field.type, from_pandas=isinstance(values, np.ndarray))
 
 
 def _casts(all_rows: Sequence[Rows]) -> dict[str, object]:

@@ -11,6 +11,7 @@ from numwatch.stats.kernels import (
     accumulate_amax,
     accumulate_gated,
     accumulate_group,
+    accumulate_rows,
     tensor_stats,
     warm_up,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "accumulate_blocks",
     "accumulate_gated",
     "accumulate_group",
+    "accumulate_rows",
     "estimate_flushed",
     "is_watched_dtype",
     "merge_rows",

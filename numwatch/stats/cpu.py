@@ -92,8 +92,22 @@ def accumulate_group(
     threads = torch.get_num_threads() if len(set(rows)) == len(rows) else 1
     for dtype, table in tables.items():
         tasks = np.array(table, np.int64).reshape(-1, TASK)
-        workers = min(threads, int(tasks[:, 1].sum()) // (_PART if full else _AMAX_PART))
-        _add_tasks(by_dtype[dtype], dtype, tasks, max(workers, 1))
+        _add_tasks(by_dtype[dtype], dtype, tasks, threads, _PART if full else _AMAX_PART)
+
+
+def accumulate_rows(matrix: Tensor, first: int, counts: Tensor, reals: Tensor) -> None:
+    """Adds each row of a contiguous matrix [k, n] to one of the rows `first`, `first` + 1, ..."""
+    k, n = matrix.shape
+    if not k:
+        return
+    at, reals_at = _row_at(counts, reals, first)
+    _row_at(counts, reals, first + k - 1)
+    own = np.arange(k, dtype=np.int64)
+    table = np.empty((k, TASK), np.int64)
+    table[:, 0] = address_of(matrix) + own * (n * matrix.itemsize)
+    table[:, 1] = n
+    table[:, 2], table[:, 3] = at + own * _COUNTS_BYTES, reals_at + own * _REALS_BYTES
+    _add_tasks(_SWEEPS[matrix.dtype], matrix.dtype, table, torch.get_num_threads(), _PART)
 
 
 def _add(by_dtype: Loops, x: Tensor, counts: Tensor, reals: Tensor, row: int) -> int:
@@ -162,8 +176,14 @@ def _add_parts(
     own_reals[SUM:] += part_reals[:, SUM:].sum(axis=0)
 
 
-def _add_tasks(loop: Loop, dtype: torch.dtype, tasks: npt.NDArray[np.int64], threads: int) -> None:
-    """Runs a table of tasks, [n, TASK], in parts of like size that threads share."""
+def _add_tasks(
+    loop: Loop, dtype: torch.dtype, tasks: npt.NDArray[np.int64], threads: int, part: int
+) -> None:
+    """Runs a table of tasks, [n, TASK], in parts of like size that threads share.
+
+    A thread has `part` elements of its own at least.
+    """
+    threads = min(threads, int(tasks[:, 1].sum()) // part)
     parts = [tasks]
     if threads > 1:
         n = threads * _PARTS
@@ -173,7 +193,7 @@ def _add_tasks(loop: Loop, dtype: torch.dtype, tasks: npt.NDArray[np.int64], thr
     def worker(part: npt.NDArray[np.int64]) -> None:
         loop(part.ctypes.data, len(part), 0, 0, _thread.work[dtype])
 
-    share_out(parts, [worker] * threads)
+    share_out(parts, [worker] * max(threads, 1))
 
 
 def bits_of(flat: Tensor) -> Bits:

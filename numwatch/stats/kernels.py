@@ -14,6 +14,8 @@ from numwatch.stats.block_kernel import accumulate_blocks, count_blocks
 from numwatch.stats.block_layout import new_block_rows
 from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.layout import new_rows, unpack_row
+from numwatch.stats.moments import second_moment_figures
+from numwatch.stats.packing import pack
 from numwatch.stats.prepare import plain
 from numwatch.stats.updates import swallowing
 
@@ -90,6 +92,20 @@ def accumulate_group(
         (accumulate if full else accumulate_amax)(x, counts, reals, row)
 
 
+def accumulate_rows(matrix: Tensor, first: int, counts: Tensor, reals: Tensor) -> None:
+    """Adds each row of a contiguous matrix [k, n] to one of the rows `first`, `first` + 1, ...
+
+    See `accumulate`.
+    """
+    if matrix.is_cpu and _all_compiled({matrix.dtype}, full=True):
+        from numwatch.stats import cpu
+
+        cpu.accumulate_rows(matrix, first, counts, reals)
+        return
+    rows = range(first, first + len(matrix))
+    accumulate_group(matrix.unbind(), rows, counts, reals, full=True)
+
+
 def accumulate_gated(x: Tensor, counts: Tensor, reals: Tensor, row: int, mode: Tensor) -> None:
     """Adds to one row what a gate says: 0 nothing, 1 as `accumulate_amax`, 2 as `accumulate`.
 
@@ -132,8 +148,9 @@ def warm_up(
         accumulate(x, counts, reals)
         accumulate_amax(x, counts, reals)
         accumulate_blocks(x, new_block_rows(1)[0])
-    none = torch.zeros(1, 1)
-    swallowing(none, none, "bf16")
+    none, one = torch.zeros(1, 1), torch.ones(1, dtype=torch.float64)
+    swallowing(pack([none], [1], 1), none, "bf16")
+    second_moment_figures(none, none, one, one)
 
 
 def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:

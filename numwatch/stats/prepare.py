@@ -24,13 +24,12 @@ def is_flat(x: Tensor) -> bool:
 
     False where it takes `dense` to find out.
     """
-    return (
-        type(x) in _PLAIN
-        and x.layout is torch.strided
-        and (x.is_contiguous() or _is_dense_in_some_order(x))
-        and not x.is_neg()
-        and not x.is_nested
-    )
+    return is_plain(x) and (x.is_contiguous() or _is_dense_in_some_order(x))
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor's memory holds its elements, wherever each of them lies."""
+    return type(x) in _PLAIN and x.layout is torch.strided and not x.is_neg() and not x.is_nested
 
 
 _is_dense_in_some_order = torch.ops.aten.is_non_overlapping_and_dense.default

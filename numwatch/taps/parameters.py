@@ -3,14 +3,14 @@
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from numwatch.stats import is_watched_dtype
-from numwatch.taps.sampling import SAMPLES, sampled
+from numwatch.taps.sampling import SAMPLES, sampled, stride_of
 from numwatch.taps.selection import clean_path, is_update_wanted
 
 MAX_SAMPLES = 2**20
@@ -19,12 +19,39 @@ _LEAST_SAMPLES = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Updated:
-    """A parameter with a gradient, and the group of the optimizer that it is in."""
+class Known:
+    """What does not change of a parameter from step to step.
 
+    Attributes:
+        parameter: Leads to it as long as its owner keeps it.
+        name: The model's for it.
+        shape: Its shape.
+        dtype: Its dtype, which `model.half()` changes.
+        measured: Whether its updates are wanted and it is dense.
+        stride: The step between sampled elements.
+        sampled: How many are sampled.
+    """
+
+    parameter: weakref.ref[Tensor]
     name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    measured: bool
+    stride: int
+    sampled: int
+
+
+class Updated(NamedTuple):
+    """A parameter, and the group of the optimizer that it is in."""
+
+    known: Known
     parameter: nn.Parameter
     group: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The parameter's name."""
+        return self.known.name
 
 
 class Parameters:
@@ -44,7 +71,7 @@ class Parameters:
         self._model, self._globs = model, (include, exclude)
         self._names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._foreign: list[weakref.ref[Tensor]] = []
-        self._wanted: dict[str, bool] = {}
+        self._known: dict[int, Known] = {}
         count = sum(1 for _ in model.parameters())
         share = max(MAX_SAMPLES // max(count, 1), _LEAST_SAMPLES)
         self.limit = None if limit is None else min(limit, share)
@@ -54,24 +81,41 @@ class Parameters:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if _is_dense(parameter) and has_dense_gradient(parameter):
-                    name = self._name_of(parameter)
-                    yield Updated(name, parameter, group)
+                    yield Updated(self._know(parameter), parameter, group)
 
     def measured(self, optimizer: torch.optim.Optimizer) -> Iterator[Updated]:
         """Yields those whose updates the user wants measured, with or without a gradient yet."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if not (parameter.requires_grad and _is_dense(parameter)):
-                    continue
-                name = self._name_of(parameter)
-                if name not in self._wanted:
-                    self._wanted[name] = is_update_wanted(name, *self._globs)
-                if self._wanted[name]:
-                    yield Updated(name, parameter, group)
+                if parameter.requires_grad:
+                    known = self._know(parameter)
+                    if known.measured:
+                        yield Updated(known, parameter, group)
 
     def sample(self, tensor: Tensor) -> Tensor:
         """Returns the sample [n] of a parameter or of a tensor of its shape."""
         return sampled(tensor, self.limit)
+
+    def _know(self, parameter: nn.Parameter) -> Known:
+        known = self._known.get(id(parameter))
+        if (
+            known is None
+            or known.parameter() is not parameter  # an id is used again
+            or known.dtype is not parameter.dtype
+            or known.shape != parameter.shape
+        ):
+            name = self._name_of(parameter)
+            stride = stride_of(tuple(parameter.shape), self.limit)
+            known = self._known[id(parameter)] = Known(
+                weakref.ref(parameter),
+                name,
+                parameter.shape,
+                parameter.dtype,
+                _is_dense(parameter) and is_update_wanted(name, *self._globs),
+                stride,
+                -(-parameter.numel() // stride),
+            )
+        return known
 
     def _name_of(self, parameter: Tensor) -> str:
         ref, name = self._names.get(id(parameter), (None, ""))

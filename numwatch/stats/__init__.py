@@ -12,6 +12,7 @@ from numwatch.stats.kernels import (
     accumulate_gated,
     accumulate_group,
     accumulate_rows,
+    row_writer,
     tensor_stats,
     warm_up,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "new_rows",
     "pack_row",
     "reset_rows",
+    "row_writer",
     "tensor_stats",
     "unpack_block_row",
     "unpack_row",

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from numwatch.stats.cpu import RowWriter
     from numwatch.stats.tensor_stats import TensorStats
 
 
+_QUICK = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of a `RowWriter`."""
 _MANY = 10_000
 """Elements that take a kernel through its loops for large tensors."""
 
@@ -104,6 +107,22 @@ def accumulate_rows(matrix: Tensor, first: int, counts: Tensor, reals: Tensor) -
         return
     rows = range(first, first + len(matrix))
     accumulate_group(matrix.unbind(), rows, counts, reals, full=True)
+
+
+def row_writer(counts: Tensor, reals: Tensor, *, full: bool) -> RowWriter | None:
+    """Returns what adds small tensors to rows of the CPU quickest; None without numba.
+
+    Args:
+        counts: int64 [n, COUNTS].
+        reals: float64 [n, REALS].
+        full: Whether as `accumulate` does; else as `accumulate_amax`.
+    """
+    dtypes = [d for d in _QUICK if counts.is_cpu and _cpu_kernel(d, full) is not reference]
+    if not dtypes:
+        return None
+    from numwatch.stats import cpu
+
+    return cpu.RowWriter(counts, reals, dtypes, full=full)
 
 
 def accumulate_gated(x: Tensor, counts: Tensor, reals: Tensor, row: int, mode: Tensor) -> None:

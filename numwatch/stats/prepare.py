@@ -15,7 +15,7 @@ class NotWatchedError(NumwatchError, TypeError):
 
 
 _PLAIN = frozenset({Tensor, Parameter})
-_LOW = 1 << 40
+LOW = 1 << 40
 """Where allocators seldom put anything; an offset without memory leads there."""
 
 
@@ -43,7 +43,7 @@ def address_of(x: Tensor) -> int:
         NotWatchedError: If x has elements but its memory was freed, or it never had any.
     """
     address = x.data_ptr()
-    if address < _LOW and address == x.storage_offset() * x.itemsize and x.numel():
+    if address < LOW and address == x.storage_offset() * x.itemsize and x.numel():
         raise NotWatchedError("statistics need data; got a tensor without memory of its own")
     return address
 

@@ -1,6 +1,6 @@
 """Snapshots as Arrow tables, column by column."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -13,6 +13,9 @@ from numwatch.record.schema import BLOCKS, STEPS, TABLES, TENSORS
 from numwatch.snapshot import Rows, Snapshot, StepScalars
 from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.layout import AMAX_ONLY, BINADES, COUNT_COLUMNS, REAL_COLUMNS
+
+_BATCH = 2_000
+"""Rows that are packed together."""
 
 
 def steps_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
@@ -28,14 +31,31 @@ def steps_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
 
 def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
     """Returns the `tensors` rows of snapshots that have rows, step by step."""
-    seen = [(snapshot.step, snapshot.rows) for snapshot in snapshots if snapshot.rows]
-    if not seen:
-        return TENSORS.empty_table()
-    all_rows = [rows for _, rows in seen]
+    parts = [
+        (each.step, part) for each in snapshots for part in (each.rows.parts if each.rows else ())
+    ]
+    tables = [_rows_table(some, attempt) for some in _batches(parts)]
+    return pa.concat_tables(tables) if tables else TENSORS.empty_table()
+
+
+def _batches(parts: Sequence[tuple[int, Rows]]) -> Iterator[list[tuple[int, Rows]]]:
+    """Yields small parts together, and large ones alone: those are not copied for it."""
+    some: list[tuple[int, Rows]] = []
+    for part in parts:
+        if sum(len(rows) for _, rows in [*some, part]) > _BATCH and some:
+            yield some
+            some = []
+        some.append(part)
+    if some:
+        yield some
+
+
+def _rows_table(parts: Sequence[tuple[int, Rows]], attempt: int) -> pa.Table:
+    all_rows = [rows for _, rows in parts]
     lengths = [len(rows) for rows in all_rows]
-    # One step of a large model is packed alone, and not copied for it.
-    counts = all_rows[0].counts if len(seen) == 1 else np.concatenate([r.counts for r in all_rows])
-    reals = np.concatenate([rows.reals for rows in all_rows])
+    one = len(parts) == 1
+    counts = all_rows[0].counts if one else np.concatenate([rows.counts for rows in all_rows])
+    reals = all_rows[0].reals if one else np.concatenate([rows.reals for rows in all_rows])
     amax_only = np.repeat([not rows.full for rows in all_rows], lengths)
     first, binades = _binades(counts, amax_only)
     measured = {
@@ -44,7 +64,7 @@ def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
     }
     columns = {
         "attempt": np.full(len(counts), attempt, np.int32),
-        "step": np.repeat([step for step, _ in seen], lengths),
+        "step": np.repeat([step for step, _ in parts], lengths),
         "slot": [slot for rows in all_rows for slot in rows.slots],
         "loss_scale": np.concatenate([rows.loss_scales for rows in all_rows]),
         "binade_first": pa.array(first, mask=amax_only),

@@ -18,7 +18,8 @@ ROW_BYTES = 64
 def bytes_of(snapshot: Snapshot) -> int:
     """Returns what a snapshot takes in memory beside its scalars, within a tenth."""
     rows, blocks = snapshot.rows, snapshot.blocks
-    size = 0 if rows is None else rows.counts.nbytes + rows.reals.nbytes + ROW_BYTES * len(rows)
+    parts = () if rows is None else rows.parts
+    size = sum(part.counts.nbytes + part.reals.nbytes + ROW_BYTES * len(part) for part in parts)
     size += 0 if blocks is None else blocks.counts.nbytes
     return size + sum(_bytes_of_entries(getattr(snapshot, name)) for name in ENTRIES)
 

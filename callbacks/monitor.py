@@ -28,7 +28,7 @@ class NumericsMonitor(Callback):
     It prints a summary at each epoch's end, draws charts in the Trainer's TensorBoard logger
     (with another logger its scalars), and keeps a record in `<log_dir>/numwatch`, which
     `numwatch report` prints again. Training under it is bitwise the training without it. Of a
-    distributed run it watches rank 0.
+    distributed run it watches every rank, and rank 0 keeps what all of them saw.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -108,8 +108,6 @@ class NumericsMonitor(Callback):
         chosen = Path(self._dir or log_dir or trainer.default_root_dir).absolute()
         self.directory = self._resumed or chosen / RECORD_FOLDER
         self._resumed = None
-        if not trainer.is_global_zero:
-            return
         self._session = Session(
             pl_module,
             self.directory,
@@ -189,7 +187,7 @@ class NumericsMonitor(Callback):
         """Does the same for a run that failed, after it has kept a capsule of the step."""
         if self._session and isinstance(exception, Exception):
             self._session.end_by(exception)
-        self._close()
+        self._close(hurry=True)
 
     def teardown(self, _trainer: Any, _pl_module: Any, stage: str) -> None:
         """Leaves nothing behind, whatever way the fit ended."""
@@ -206,7 +204,7 @@ class NumericsMonitor(Callback):
         if directory and self._dir is None and Path(directory).is_dir():
             self._resumed = Path(directory)
 
-    def _close(self) -> None:
+    def _close(self, *, hurry: bool = False) -> None:
         session, self._session = self._session, None
         if session:
-            session.close()
+            session.close(hurry=hurry)

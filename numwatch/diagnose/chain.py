@@ -38,7 +38,7 @@ PHASE_OF = {
     **dict.fromkeys(
         (
             *("loss-scale-collapse-overflow", "loss-scale-collapse-nan"),
-            *("loss-scale-too-low", "persistent-skips"),
+            *("loss-scale-too-low", "persistent-skips", "ranks-differ"),
         ),
         "loss scale",
     ),

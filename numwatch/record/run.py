@@ -134,6 +134,10 @@ class Run:
         """Returns how many rows a table has, repeated steps of earlier attempts included."""
         return sum(part.rows for part in self._parts[table])
 
+    def ranks(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
+        """Returns the `ranks` table: whose numbers stood out where several processes trained."""
+        return self._table("ranks", first=first, last=last)
+
     def updates(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `updates` table: what each parameter's updates would lose in each format."""
         return self._table("updates", first=first, last=last)

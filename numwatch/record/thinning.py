@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from numwatch.snapshot import Snapshot
 
-ENTRIES = ("updates", "states", "shadows", "operations")
+ENTRIES = ("updates", "states", "shadows", "operations", "ranks")
 """What a snapshot has beside packed arrays: tuples of small objects."""
 ENTRY_BYTES = 512
 """What one of them takes, all told."""

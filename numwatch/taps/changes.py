@@ -19,6 +19,7 @@ from numwatch.taps.intended import (
     is_element_wise,
 )
 from numwatch.taps.parameters import Parameters, Updated
+from numwatch.taps.placement import local_part
 from numwatch.taps.states import master_of
 
 STORAGES = ("fp16", "bf16", "e4m3", "e5m2")
@@ -102,7 +103,7 @@ def changes_of(
         changes.append(
             Change(
                 name=updated.name,
-                numel=updated.parameter.numel(),
+                numel=local_part(updated.parameter).numel(),
                 lost_in=format_of_dtype(str(before.weight.dtype)) if before.narrow else None,
                 source=source if before.narrow else APPLIED,
                 directed=directed or not before.narrow,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from numwatch.stats import is_watched_dtype
+from numwatch.taps.placement import counts_here, is_dtensor, local_part
 from numwatch.taps.sampling import SAMPLES, sampled
 from numwatch.taps.selection import clean_path, is_update_wanted
 
@@ -63,6 +64,8 @@ class Parameters:
             for parameter in group["params"]:
                 if not (parameter.requires_grad and _is_dense(parameter)):
                     continue
+                if not counts_here(parameter):
+                    continue
                 name = self._name_of(parameter)
                 if name not in self._wanted:
                     self._wanted[name] = is_update_wanted(name, *self._globs)
@@ -70,8 +73,8 @@ class Parameters:
                     yield Updated(name, parameter, group)
 
     def sample(self, tensor: Tensor) -> Tensor:
-        """Returns the sample [n] of a parameter or of a tensor of its shape."""
-        return sampled(tensor, self.limit)
+        """Returns the sample [n] of this rank's part of a parameter or a tensor of its shape."""
+        return sampled(local_part(tensor), self.limit)
 
     def _name_of(self, parameter: Tensor) -> str:
         ref, name = self._names.get(id(parameter), (None, ""))
@@ -103,5 +106,5 @@ def _is_dense(tensor: Tensor) -> bool:
         is_watched_dtype(tensor.dtype)
         and tensor.layout is torch.strided
         and tensor.numel() > 0
-        and not is_traceable_wrapper_subclass(tensor)
+        and (is_dtensor(tensor) or not is_traceable_wrapper_subclass(tensor))
     )

@@ -14,6 +14,7 @@ from numwatch.taps.intended import Before
 from numwatch.taps.moments import judge_moments, states_of
 from numwatch.taps.parameters import Parameters, Updated, has_dense_gradient
 from numwatch.taps.parcel import Parcel
+from numwatch.taps.placement import placement_of
 from numwatch.taps.sent_rows import SentRows
 from numwatch.taps.sent_updates import SentUpdates
 
@@ -73,7 +74,10 @@ class UpdateTaps:
             *((f"{one.name}:{UPDATE_ROLE}", one.applied) for one in changes),
             *((one.slot, one.state) for one in states),
         ]
-        infos = [self._learn(slot, sample, owner) for slot, sample in rows]
+        placements = {one.name: placement_of(one.parameter) for one, _ in stepped}
+        infos = [
+            self._learn(slot, sample, owner, placements[path_of(slot)]) for slot, sample in rows
+        ]
         may_skip = isinstance(getattr(optimizer, "found_inf", None), Tensor)
         sent_rows = _sent_rows(infos, [sample for _, sample in rows])
         judged, moments = list(judge(changes)), list(judge_moments(states))
@@ -89,7 +93,7 @@ class UpdateTaps:
         parts, self._parts = self._parts, []
         return parts
 
-    def _learn(self, slot: str, sample: Tensor, owner: str) -> SlotInfo:
+    def _learn(self, slot: str, sample: Tensor, owner: str, placement: str | None) -> SlotInfo:
         if slot not in self._known:
             dtype = str(sample.dtype).removeprefix("torch.")
             self._known[slot] = SlotInfo(
@@ -100,6 +104,7 @@ class UpdateTaps:
                 shape=tuple(sample.shape),
                 dtype=dtype,
                 format=format_of_dtype(dtype),
+                placement=placement,
             )
         return self._known[slot]
 

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.rank_zero import (  # type: ignore[attr-defined]
+    rank_zero_warn,
+)
 from rich.console import Console
 from torch import Tensor
 
@@ -20,6 +23,12 @@ from ._base import Callback
 from .forensics import micro_batch
 from .shadow import shadow_step
 from .views import views_of
+
+_DEEPSPEED = (
+    "numwatch sees no updates, optimizer state, loss scale or skipped steps under DeepSpeed, whose "
+    "engine has an optimizer and a scaler of its own; forward rows and gradients it does see. Use "
+    "DDP or FSDP to have all of them in the record."
+)
 
 
 class NumericsMonitor(Callback):
@@ -108,6 +117,8 @@ class NumericsMonitor(Callback):
         chosen = Path(self._dir or log_dir or trainer.default_root_dir).absolute()
         self.directory = self._resumed or chosen / RECORD_FOLDER
         self._resumed = None
+        if type(trainer.strategy).__name__ == "DeepSpeedStrategy":
+            rank_zero_warn(_DEEPSPEED, category=UserWarning)
         self._session = Session(
             pl_module,
             self.directory,

@@ -84,6 +84,8 @@ def test_command_of_the_documentation_runs(line, runs):
         line += " --inspect"  # reads the same events and ends
     if line.startswith("pytest"):
         line += " --collect-only --quiet " + str(ROOT)
+    if line.startswith("torchrun"):
+        line = line.replace(" examples/", f" {ROOT}/examples/")
     if line.startswith("python "):
         line = line.replace("python ", f"python {ROOT}/")
     assert command(runs, line)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,9 @@ UPDATE_ROLE = "update"
 
 In both the path before the colon is the parameter's own: `blocks.0.fc.weight:exp_avg`.
 """
+
+_PIECES = 16
+"""In more of them rows are copied, for each is looked at by itself later on."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,11 @@ class Rows:
     casts: tuple[Cast | None, ...]
     full: bool
 
+    @property
+    def parts(self) -> "tuple[Rows, ...]":
+        """The same rows as they lie in memory, each part in one piece."""
+        return (self,)
+
     def __len__(self) -> int:
         return len(self.slots)
 
@@ -131,18 +141,65 @@ class Rows:
             yield Row(slot, stats, float(self.loss_scales[i]), self.casts[i])
 
 
+class JoinedRows(Rows):
+    """The rows of several parts, whose arrays are brought together only when asked for."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        """Joins at least one part; all were measured alike."""
+        loss_scales = np.concatenate([part.loss_scales for part in parts])
+        given = {
+            "_parts": tuple(inner for part in parts for inner in part.parts),
+            "slots": tuple(chain.from_iterable(part.slots for part in parts)),
+            "loss_scales": loss_scales,
+            "casts": tuple(chain.from_iterable(part.casts for part in parts)),
+            "full": parts[0].full,
+        }
+        self.__dict__.update(given)
+
+    @property
+    def parts(self) -> tuple[Rows, ...]:
+        """The parts."""
+        parts: tuple[Rows, ...] = self.__dict__["_parts"]
+        return parts
+
+    @cached_property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """A copy of all parts' counts."""
+        return np.concatenate([part.counts for part in self.parts])
+
+    @cached_property
+    def reals(self) -> npt.NDArray[np.float64]:
+        """A copy of all parts' reals."""
+        return np.concatenate([part.reals for part in self.parts])
+
+    def __iter__(self) -> Iterator[Row]:
+        return chain.from_iterable(self.parts)
+
+
 def join_rows(parts: Sequence[Rows]) -> Rows:
     """Returns the rows of all parts, which were measured alike; at least one."""
-    if len(parts) == 1:
-        return parts[0]
-    return Rows(
-        slots=tuple(slot for part in parts for slot in part.slots),
-        counts=np.concatenate([part.counts for part in parts]),
-        reals=np.concatenate([part.reals for part in parts]),
-        loss_scales=np.concatenate([part.loss_scales for part in parts]),
-        casts=tuple(cast for part in parts for cast in part.casts),
-        full=parts[0].full,
-    )
+    return parts[0] if len(parts) == 1 else JoinedRows(parts)
+
+
+def pick_rows(rows: Rows, seen: npt.NDArray[np.int64]) -> Rows:
+    """Returns some of the rows, whose places ascend; views where few pieces hold them all."""
+    ends = np.flatnonzero(np.diff(seen) > 1) + 1
+    pieces = [seen] if len(ends) >= _PIECES else np.split(seen, ends)
+    picked = []
+    for own in pieces:
+        whole = len(own) and own[-1] - own[0] == len(own) - 1
+        at = slice(own[0], own[-1] + 1) if whole else own
+        picked.append(
+            Rows(
+                tuple(rows.slots[i] for i in own.tolist()),
+                rows.counts[at],
+                rows.reals[at],
+                rows.loss_scales[at],
+                tuple(rows.casts[i] for i in own.tolist()),
+                rows.full,
+            )
+        )
+    return join_rows(picked)
 
 
 @dataclass(frozen=True)
@@ -172,6 +229,8 @@ class Update:
         lost: Whether the weights are stored in this format, so that what is swallowed is gone.
         intended: Where D comes from: "applied" (FP32 weights took it whole), "exact" (the same
             element-wise optimizer on FP32 copies), "estimate" (one that is not element-wise).
+        intended_sq: |D|^2, by which samples of shards are put together; not recorded.
+        weight_sq: |w|^2, likewise.
     """
 
     slot: str
@@ -187,6 +246,8 @@ class Update:
     edq_normalised: float | None
     lost: bool
     intended: str
+    intended_sq: float = 0.0
+    weight_sq: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -336,8 +397,8 @@ class Snapshot:
     step: int
     scalars: StepScalars
     rows: Rows | None = None
-    updates: tuple[Update, ...] = ()
-    states: tuple[OptimizerState, ...] = ()
+    updates: Sequence[Update] = ()
+    states: Sequence[OptimizerState] = ()
     shadows: tuple[Shadow, ...] = ()
     operations: tuple[Operation, ...] = ()
     blocks: BlockRows | None = None

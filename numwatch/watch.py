@@ -57,7 +57,7 @@ class Watch:
         self._schedule = schedule or Schedule()
         self._taps, slots = select(model, include, exclude)
         self._comparison = Comparison(len(slots))
-        self._collector = Collector(self._taps, slots, gate, self._compare)
+        self._collector = Collector(self._taps, slots, gate)
         self._audit = Audit(model, gate)
         self._audit_due = audit
         self._shadow_pass = ShadowPass(model, self._taps)
@@ -203,17 +203,18 @@ class Watch:
 
     def shadow(self, step: Callable[[], ShadowStep]) -> None:
         """Runs the step's first micro-batch in FP32, before the run does, where that is due."""
-        self._comparison.clear()  # of the micro-batch before
+        self._end_comparison()  # of the micro-batch before
         if self._shadow_due:
             self._shadow_due = False
             samples = self._shadow_pass.run(step())
             self._comparison.expect(samples)
+            self._collector.compare = self._compare
             held = sum(sample.values.nbytes for kept in samples.values() for sample in kept)
             self._shadow_bytes = max(self._shadow_bytes, held)
 
     def add_loss(self, loss: Tensor | float) -> None:
         """Adds a micro-batch's share of the step's unscaled loss, when its backward is over."""
-        self._comparison.clear()
+        self._end_comparison()
         if not isinstance(loss, Tensor) or loss.numel() == 1:
             self._tape.add("loss", loss)
 
@@ -242,6 +243,7 @@ class Watch:
         seen = None
         if self.gate.mode:
             updates = self._updates.take() if self._updates else []
+            self._end_comparison()
             rows, blocks = self._collector.send()
             self._recorded = True
             seen = Seen(
@@ -297,6 +299,10 @@ class Watch:
         self._optimizer_taps = OptimizerTaps(
             self._optimizers, self.gate, self._tape, self._culprits, self._updates, self._reduced
         )
+
+    def _end_comparison(self) -> None:
+        self._comparison.clear()
+        self._collector.compare = None
 
     def _compare(self, index: int, gradient: Tensor) -> None:
         self._comparison.see(index, gradient, loss_scale(self._scaler))

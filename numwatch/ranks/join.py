@@ -12,8 +12,7 @@ from numwatch.ranks.steps import joined_scalars, steps_table
 from numwatch.ranks.table import Array, Table
 from numwatch.ranks.tensors import joined_rows, tensors_table
 from numwatch.ranks.updates import joined_states, joined_updates, states_table, updates_table
-from numwatch.snapshot import UPDATE_ROLE, SlotInfo, Snapshot, role_of
-from numwatch.stats.layout import SUMSQ
+from numwatch.snapshot import SlotInfo, Snapshot
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +93,9 @@ def _tables(snapshot: Snapshot, group: Group) -> dict[str, Table]:
     rows = snapshot.rows
     tables = {"tensors": tensors_table(rows, group.rank, group.size)}
     if rows.full:
-        squares = {
-            slot: float(real)
-            for slot, real in zip(rows.slots, rows.reals[:, SUMSQ], strict=True)
-            if role_of(slot) == UPDATE_ROLE
-        }
         blocks = no_blocks() if snapshot.blocks is None else blocks_table(snapshot.blocks)
         tables["blocks"] = blocks
-        tables["updates"] = updates_table(snapshot.updates, squares)
+        tables["updates"] = updates_table(snapshot.updates)
         tables["states"] = states_table(snapshot.states)
     return tables
 

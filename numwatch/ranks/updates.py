@@ -17,35 +17,32 @@ _SHARES = ("swallowed", "stochastic_kept", "deferred")
 _NUMEL, _SAMPLED, _NONZERO, _UPDATE_SQUARED, _WEIGHT_SQUARED, _ARRIVED, _INTENDED_SQUARED = range(7)
 _SHARE = _INTENDED_SQUARED + 1
 _SEEN = _SHARE + len(_SHARES)
-_LOST, _SOURCE, _RATIO, _EDQ, _HAS_SHARE = range(5)
+_LOST, _SOURCE, _DIRECTED, _HAS_SHARE = range(4)
 _MAXIMA = _HAS_SHARE + len(_SHARES)
 
 
-def updates_table(updates: Sequence[Update], update_squares: Mapping[str, float]) -> Table:
-    """Packs what one rank measured of its parts of the parameters.
-
-    Args:
-        updates: What it measured.
-        update_squares: Sum of squares of the applied update by slot.
-    """
+def updates_table(updates: Sequence[Update]) -> Table:
+    """Packs what one rank measured of its parts of the parameters."""
     sums = np.zeros((len(updates), _SEEN + 1))
     maxima = np.full((len(updates), _MAXIMA), NOTHING)
     for i, one in enumerate(updates):
-        square = update_squares.get(one.slot, 0.0)
         sums[i, [_NUMEL, _SAMPLED, _NONZERO]] = one.numel, one.sampled, one.nonzero
         sums[i, _SEEN] = 1
-        if one.ratio:
-            sums[i, [_UPDATE_SQUARED, _WEIGHT_SQUARED]] = square, square / one.ratio**2
-        if one.edq_normalised:
-            intended = (_of(one.edq) / one.edq_normalised) ** 2
-            sums[i, [_ARRIVED, _INTENDED_SQUARED]] = one.edq_normalised * intended, intended
+        update_sq = one.weight_sq * _of(one.ratio) ** 2
+        arrived = one.intended_sq * _of(one.edq_normalised)
+        sums[i, _UPDATE_SQUARED : _INTENDED_SQUARED + 1] = (
+            update_sq,
+            one.weight_sq,
+            arrived,
+            one.intended_sq,
+        )
         for at, name in enumerate(_SHARES):
             share = getattr(one, name)
             sums[i, _SHARE + at] = _of(share) * one.nonzero
             maxima[i, _HAS_SHARE + at] = NOTHING if share is None else 1.0
         maxima[i, _LOST] = one.lost
         maxima[i, _SOURCE] = _INTENDED.index(one.intended)
-        maxima[i, _RATIO], maxima[i, _EDQ] = largest(one.ratio), largest(one.edq)
+        maxima[i, _DIRECTED] = NOTHING if one.edq is None else 1.0
     return Table(tuple(f"{one.slot} {one.storage}" for one in updates), sums, maxima)
 
 
@@ -64,27 +61,25 @@ def _update(key: str, sums: Array, maxima: Array) -> Update:
         else None
         for at, name in enumerate(_SHARES)
     }
-    squared = float(sums[_INTENDED_SQUARED])
-    edq = known(maxima[_EDQ])
-    if edq is not None and squared:
-        edq = float(sums[_ARRIVED]) / math.sqrt(squared)
-    normalised = float(sums[_ARRIVED]) / squared if squared else (0.0 if edq == 0.0 else None)
+    squared, arrived = float(sums[_INTENDED_SQUARED]), float(sums[_ARRIVED])
+    directed = maxima[_DIRECTED] > 0 and squared > 0
     weights = float(sums[_WEIGHT_SQUARED])
-    ratio = math.sqrt(sums[_UPDATE_SQUARED] / weights) if weights else known(maxima[_RATIO])
     return Update(
         slot=slot,
         storage=storage,
         numel=int(sums[_NUMEL]),
         sampled=int(sums[_SAMPLED]),
         nonzero=nonzero,
-        ratio=ratio,
+        ratio=math.sqrt(sums[_UPDATE_SQUARED] / weights) if weights else None,
         swallowed=shares["swallowed"],
         stochastic_kept=shares["stochastic_kept"],
         deferred=shares["deferred"],
-        edq=edq,
-        edq_normalised=normalised,
+        edq=arrived / math.sqrt(squared) if directed else None,
+        edq_normalised=arrived / squared if directed else None,
         lost=bool(maxima[_LOST] > 0),
         intended=_INTENDED[int(maxima[_SOURCE])],
+        intended_sq=squared,
+        weight_sq=weights,
     )
 
 

@@ -1,16 +1,21 @@
 """Snapshots as Arrow tables, column by column."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from numwatch.entries import Entries
 from numwatch.record.schema import BLOCKS, STEPS, TABLES, TENSORS
 from numwatch.snapshot import Rows, Snapshot, StepScalars
 from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.layout import AMAX_ONLY, BINADES, COUNT_COLUMNS, REAL_COLUMNS
+
+_BATCH = 2_000
+"""Rows that are packed together."""
 
 
 def steps_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
@@ -26,14 +31,31 @@ def steps_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
 
 def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
     """Returns the `tensors` rows of snapshots that have rows, step by step."""
-    seen = [(snapshot.step, snapshot.rows) for snapshot in snapshots if snapshot.rows]
-    if not seen:
-        return TENSORS.empty_table()
-    all_rows = [rows for _, rows in seen]
+    parts = [
+        (each.step, part) for each in snapshots for part in (each.rows.parts if each.rows else ())
+    ]
+    tables = [_rows_table(some, attempt) for some in _batches(parts)]
+    return pa.concat_tables(tables) if tables else TENSORS.empty_table()
+
+
+def _batches(parts: Sequence[tuple[int, Rows]]) -> Iterator[list[tuple[int, Rows]]]:
+    """Yields small parts together, and large ones alone: those are not copied for it."""
+    some: list[tuple[int, Rows]] = []
+    for part in parts:
+        if sum(len(rows) for _, rows in [*some, part]) > _BATCH and some:
+            yield some
+            some = []
+        some.append(part)
+    if some:
+        yield some
+
+
+def _rows_table(parts: Sequence[tuple[int, Rows]], attempt: int) -> pa.Table:
+    all_rows = [rows for _, rows in parts]
     lengths = [len(rows) for rows in all_rows]
-    # One step of a large model is packed alone, and not copied for it.
-    counts = all_rows[0].counts if len(seen) == 1 else np.concatenate([r.counts for r in all_rows])
-    reals = np.concatenate([rows.reals for rows in all_rows])
+    one = len(parts) == 1
+    counts = all_rows[0].counts if one else np.concatenate([rows.counts for rows in all_rows])
+    reals = all_rows[0].reals if one else np.concatenate([rows.reals for rows in all_rows])
     amax_only = np.repeat([not rows.full for rows in all_rows], lengths)
     first, binades = _binades(counts, amax_only)
     measured = {
@@ -42,7 +64,7 @@ def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
     }
     columns = {
         "attempt": np.full(len(counts), attempt, np.int32),
-        "step": np.repeat([step for step, _ in seen], lengths),
+        "step": np.repeat([step for step, _ in parts], lengths),
         "slot": [slot for rows in all_rows for slot in rows.slots],
         "loss_scale": np.concatenate([rows.loss_scales for rows in all_rows]),
         "binade_first": pa.array(first, mask=amax_only),
@@ -72,16 +94,26 @@ def blocks_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
 
 def entries_table(snapshots: Sequence[Snapshot], attempt: int, name: str) -> pa.Table:
     """Returns the rows of a table whose columns are the attributes of its entries, by step."""
-    entries = [
-        (snapshot.step, entry) for snapshot in snapshots for entry in getattr(snapshot, name)
+    seen = [
+        (snapshot.step, entries) for snapshot in snapshots if (entries := getattr(snapshot, name))
     ]
-    own = [column for column in TABLES[name].names if column not in ("attempt", "step")]
+    schema = TABLES[name]
     columns = {
-        "attempt": [attempt] * len(entries),
-        "step": [step for step, _ in entries],
-        **{column: [getattr(entry, column) for _, entry in entries] for column in own},
+        field.name: pa.chunked_array([_column(each, field) for _, each in seen], field.type)
+        for field in schema
+        if field.name not in ("attempt", "step")
     }
-    return pa.table(columns, schema=TABLES[name])
+    lengths = [len(entries) for _, entries in seen]
+    columns["attempt"] = np.full(sum(lengths), attempt, np.int32)
+    columns["step"] = np.repeat(np.array([step for step, _ in seen], np.int64), lengths)
+    return pa.table({column: columns[column] for column in schema.names}, schema=schema)
+
+
+def _column(entries: Sequence[Any], field: pa.Field) -> pa.Array:
+    if not isinstance(entries, Entries):
+        return pa.array([getattr(entry, field.name) for entry in entries], field.type)
+    values = entries.column(field.name)
+    return pa.array(values, field.type, from_pandas=isinstance(values, np.ndarray))
 
 
 def _casts(all_rows: Sequence[Rows]) -> dict[str, object]:

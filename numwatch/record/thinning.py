@@ -1,14 +1,16 @@
 """What of a step is left out where the disk is slower than the run: never its scalars."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from numwatch.entries import Entries
 from numwatch.snapshot import Snapshot
 
 ENTRIES = ("updates", "states", "shadows", "operations", "ranks")
-"""What a snapshot has beside packed arrays: tuples of small objects."""
+"""What a snapshot has beside packed arrays: small objects, some of them kept by column."""
 ENTRY_BYTES = 512
-"""What one of them takes, all told."""
+"""What one object takes, all told."""
 ROW_BYTES = 64
 """What a row takes beside its packed numbers."""
 
@@ -16,9 +18,14 @@ ROW_BYTES = 64
 def bytes_of(snapshot: Snapshot) -> int:
     """Returns what a snapshot takes in memory beside its scalars, within a tenth."""
     rows, blocks = snapshot.rows, snapshot.blocks
-    size = 0 if rows is None else rows.counts.nbytes + rows.reals.nbytes + ROW_BYTES * len(rows)
+    parts = () if rows is None else rows.parts
+    size = sum(part.counts.nbytes + part.reals.nbytes + ROW_BYTES * len(part) for part in parts)
     size += 0 if blocks is None else blocks.counts.nbytes
-    return size + ENTRY_BYTES * sum(len(getattr(snapshot, name)) for name in ENTRIES)
+    return size + sum(_bytes_of_entries(getattr(snapshot, name)) for name in ENTRIES)
+
+
+def _bytes_of_entries(entries: Sequence[Any]) -> int:
+    return entries.nbytes if isinstance(entries, Entries) else ENTRY_BYTES * len(entries)
 
 
 def thinned(snapshot: Snapshot, room: int) -> tuple[Snapshot, Mapping[str, int]]:

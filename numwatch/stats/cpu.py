@@ -5,7 +5,7 @@ are called by address (see `memory`), since what a call costs is what small tens
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +27,15 @@ from numwatch.stats.layout import (
     new_rows,
 )
 from numwatch.stats.memory import TASK
-from numwatch.stats.prepare import address_of, dense, is_flat
+from numwatch.stats.prepare import LOW, address_of, dense, is_flat
 from numwatch.stats.threads import share_out
 
 Bits = npt.NDArray[np.unsignedinteger]
 Loop = Callable[[int, int, int, int, int], None]
 """Of (address, numel, counts, reals, work); see `memory`."""
 Loops = Mapping[torch.dtype, Loop]
+
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001  # no public equivalent
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _NUMPY_DTYPES = (torch.float64, torch.float32, torch.float16)
@@ -43,6 +45,8 @@ _PART = 1 << 18
 """Fewest elements worth a thread of their own: it may be long in coming on a busy machine."""
 _AMAX_PART = 1 << 20
 """Likewise where only the amax is taken."""
+SMALL = 4095
+"""Most elements that `RowWriter` adds."""
 _PARTS = 4
 """Parts for each thread, so that none waits long for another."""
 
@@ -92,8 +96,56 @@ def accumulate_group(
     threads = torch.get_num_threads() if len(set(rows)) == len(rows) else 1
     for dtype, table in tables.items():
         tasks = np.array(table, np.int64).reshape(-1, TASK)
-        workers = min(threads, int(tasks[:, 1].sum()) // (_PART if full else _AMAX_PART))
-        _add_tasks(by_dtype[dtype], dtype, tasks, max(workers, 1))
+        _add_tasks(by_dtype[dtype], dtype, tasks, threads, _PART if full else _AMAX_PART)
+
+
+def accumulate_rows(matrix: Tensor, first: int, counts: Tensor, reals: Tensor) -> None:
+    """Adds each row of a contiguous matrix [k, n] to one of the rows `first`, `first` + 1, ..."""
+    k, n = matrix.shape
+    if not k:
+        return
+    at, reals_at = _row_at(counts, reals, first)
+    _row_at(counts, reals, first + k - 1)
+    own = np.arange(k, dtype=np.int64)
+    table = np.empty((k, TASK), np.int64)
+    table[:, 0] = address_of(matrix) + own * (n * matrix.itemsize)
+    table[:, 1] = n
+    table[:, 2], table[:, 3] = at + own * _COUNTS_BYTES, reals_at + own * _REALS_BYTES
+    _add_tasks(_SWEEPS[matrix.dtype], matrix.dtype, table, torch.get_num_threads(), _PART)
+
+
+class RowWriter:
+    """Adds small tensors to rows that stay in their place: half of what `accumulate` takes.
+
+    Attributes:
+        counts: The rows; they must live as long as this.
+        reals: Likewise.
+    """
+
+    def __init__(
+        self, counts: Tensor, reals: Tensor, dtypes: Iterable[torch.dtype], *, full: bool
+    ) -> None:
+        """Takes rows int64 [n, COUNTS] and float64 [n, REALS], and whose elements are added."""
+        self.counts, self.reals = counts, reals
+        self._counts_at, self._reals_at = _row_at(counts, reals, 0)
+        by_dtype = _SWEEPS if full else _AMAX_LOOPS
+        self._loops = {dtype: by_dtype[dtype] for dtype in dtypes}
+
+    def add(self, x: Tensor, row: int) -> bool:
+        """Adds x to a row there is; False, and nothing done, where that takes `accumulate`."""
+        dtype = x.dtype
+        loop = self._loops.get(dtype)
+        if loop is None or type(x) is not Tensor or x.layout is not torch.strided or not x.is_cpu:
+            return False
+        n = x.numel()
+        if n > SMALL or not x.is_contiguous() or x.is_neg() or x.is_nested or _is_wrapped(x):
+            return False
+        address = x.data_ptr()
+        if address < LOW:
+            return False
+        at, reals_at = self._counts_at + row * _COUNTS_BYTES, self._reals_at + row * _REALS_BYTES
+        loop(address, n, at, reals_at, _thread.work[dtype])
+        return True
 
 
 def _add(by_dtype: Loops, x: Tensor, counts: Tensor, reals: Tensor, row: int) -> int:
@@ -162,8 +214,14 @@ def _add_parts(
     own_reals[SUM:] += part_reals[:, SUM:].sum(axis=0)
 
 
-def _add_tasks(loop: Loop, dtype: torch.dtype, tasks: npt.NDArray[np.int64], threads: int) -> None:
-    """Runs a table of tasks, [n, TASK], in parts of like size that threads share."""
+def _add_tasks(
+    loop: Loop, dtype: torch.dtype, tasks: npt.NDArray[np.int64], threads: int, part: int
+) -> None:
+    """Runs a table of tasks, [n, TASK], in parts of like size that threads share.
+
+    A thread has `part` elements of its own at least.
+    """
+    threads = min(threads, int(tasks[:, 1].sum()) // part)
     parts = [tasks]
     if threads > 1:
         n = threads * _PARTS
@@ -173,7 +231,7 @@ def _add_tasks(loop: Loop, dtype: torch.dtype, tasks: npt.NDArray[np.int64], thr
     def worker(part: npt.NDArray[np.int64]) -> None:
         loop(part.ctypes.data, len(part), 0, 0, _thread.work[dtype])
 
-    share_out(parts, [worker] * threads)
+    share_out(parts, [worker] * max(threads, 1))
 
 
 def bits_of(flat: Tensor) -> Bits:

@@ -14,6 +14,8 @@ from numwatch.stats.block_kernel import accumulate_blocks, count_blocks
 from numwatch.stats.block_layout import new_block_rows
 from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.layout import new_rows, unpack_row
+from numwatch.stats.moments import second_moment_figures
+from numwatch.stats.packing import pack
 from numwatch.stats.prepare import plain
 from numwatch.stats.updates import swallowing
 
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from numwatch.stats.cpu import RowWriter
     from numwatch.stats.tensor_stats import TensorStats
 
 
+_QUICK = (torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of a `RowWriter`."""
 _MANY = 10_000
 """Elements that take a kernel through its loops for large tensors."""
 
@@ -90,6 +95,36 @@ def accumulate_group(
         (accumulate if full else accumulate_amax)(x, counts, reals, row)
 
 
+def accumulate_rows(matrix: Tensor, first: int, counts: Tensor, reals: Tensor) -> None:
+    """Adds each row of a contiguous matrix [k, n] to one of the rows `first`, `first` + 1, ...
+
+    See `accumulate`.
+    """
+    if matrix.is_cpu and _all_compiled({matrix.dtype}, full=True):
+        from numwatch.stats import cpu
+
+        cpu.accumulate_rows(matrix, first, counts, reals)
+        return
+    rows = range(first, first + len(matrix))
+    accumulate_group(matrix.unbind(), rows, counts, reals, full=True)
+
+
+def row_writer(counts: Tensor, reals: Tensor, *, full: bool) -> RowWriter | None:
+    """Returns what adds small tensors to rows of the CPU quickest; None without numba.
+
+    Args:
+        counts: int64 [n, COUNTS].
+        reals: float64 [n, REALS].
+        full: Whether as `accumulate` does; else as `accumulate_amax`.
+    """
+    dtypes = [d for d in _QUICK if counts.is_cpu and _cpu_kernel(d, full) is not reference]
+    if not dtypes:
+        return None
+    from numwatch.stats import cpu
+
+    return cpu.RowWriter(counts, reals, dtypes, full=full)
+
+
 def accumulate_gated(x: Tensor, counts: Tensor, reals: Tensor, row: int, mode: Tensor) -> None:
     """Adds to one row what a gate says: 0 nothing, 1 as `accumulate_amax`, 2 as `accumulate`.
 
@@ -132,8 +167,9 @@ def warm_up(
         accumulate(x, counts, reals)
         accumulate_amax(x, counts, reals)
         accumulate_blocks(x, new_block_rows(1)[0])
-    none = torch.zeros(1, 1)
-    swallowing(none, none, "bf16")
+    none, one = torch.zeros(1, 1), torch.ones(1, dtype=torch.float64)
+    swallowing(pack([none], [1], 1), none, "bf16")
+    second_moment_figures(none, none, one, one)
 
 
 def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:

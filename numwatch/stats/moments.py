@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from numwatch.stats.compiled import has_loops
+
 MOMENTS = ("touched", "below_eps", "with_gradient", "vanished", "rms_squared")
 """Columns of `second_moment_figures`."""
 
@@ -22,6 +24,23 @@ def second_moment_figures(v: Tensor, gradient: Tensor, eps: Tensor, correction: 
         correction: What the optimizer divides v by before it takes the root (1 - beta2^t), FP64
             [k]; 1 where it does not.
     """
+    figures = by_loops if v.is_cpu and v.numel() and has_loops() else by_operations
+    return figures(v, gradient, eps, correction)
+
+
+def by_loops(v: Tensor, gradient: Tensor, eps: Tensor, correction: Tensor) -> Tensor:
+    """Does what `second_moment_figures` tells on a CPU, in one pass."""
+    from numwatch.stats.moment_loops import sweep_moments
+
+    figures = torch.zeros(len(v), len(MOMENTS), dtype=torch.float64)
+    given = (v.float(), gradient.float(), eps, correction, figures)
+    sweep_moments(*(one.contiguous().numpy() for one in given))
+    return figures
+
+
+def by_operations(v: Tensor, gradient: Tensor, eps: Tensor, correction: Tensor) -> Tensor:
+    """Does the same on any device, in torch's operations."""
+    v, gradient = v.float(), gradient.float()
     has_gradient = gradient.isfinite() & (gradient != 0)
     vanished = v == 0
     touched = has_gradient | ~vanished

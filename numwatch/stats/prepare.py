@@ -15,7 +15,7 @@ class NotWatchedError(NumwatchError, TypeError):
 
 
 _PLAIN = frozenset({Tensor, Parameter})
-_LOW = 1 << 40
+LOW = 1 << 40
 """Where allocators seldom put anything; an offset without memory leads there."""
 
 
@@ -24,13 +24,12 @@ def is_flat(x: Tensor) -> bool:
 
     False where it takes `dense` to find out.
     """
-    return (
-        type(x) in _PLAIN
-        and x.layout is torch.strided
-        and (x.is_contiguous() or _is_dense_in_some_order(x))
-        and not x.is_neg()
-        and not x.is_nested
-    )
+    return is_plain(x) and (x.is_contiguous() or _is_dense_in_some_order(x))
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether a tensor's memory holds its elements, wherever each of them lies."""
+    return type(x) in _PLAIN and x.layout is torch.strided and not x.is_neg() and not x.is_nested
 
 
 _is_dense_in_some_order = torch.ops.aten.is_non_overlapping_and_dense.default
@@ -44,7 +43,7 @@ def address_of(x: Tensor) -> int:
         NotWatchedError: If x has elements but its memory was freed, or it never had any.
     """
     address = x.data_ptr()
-    if address < _LOW and address == x.storage_offset() * x.itemsize and x.numel():
+    if address < LOW and address == x.storage_offset() * x.itemsize and x.numel():
         raise NotWatchedError("statistics need data; got a tensor without memory of its own")
     return address
 

@@ -1,8 +1,7 @@
 """The CPU loops over updates: all that `stats.updates` asks of an element, a chunk at a time.
 
-One loop rounds, one adds up, each in the first-level cache and free to take several elements at
-once. Rounding works in FP64: what 1.5 * 2^(52 - mantissa bits) times an element's binade is added
-to and taken from again keeps no bit below the format's last, ties to even.
+Each loop over a chunk does one thing, in the first-level cache and in FP32, so that the compiler
+takes as many elements at once as the processor can.
 """
 
 from typing import Any
@@ -11,87 +10,126 @@ import numpy as np
 
 from numwatch.stats.jit import jit, jit_sum
 
-_CHUNK = 1024
-_EXPONENT = np.int64(0x7FF << 52)
+_CHUNK = 512
+_EXPONENT = np.uint32(0x7F80_0000)
+_BF16_HALF, _BF16_LAST, _BF16_MASK = np.uint32(0x7FFF), np.uint32(1), np.uint32(0xFFFF_0000)
+_BF16_BITS, _FP32_BITS = 7, 23
 
-_COUNTED, _SWALLOWED, _KEPT, _DEFERRED, _WEIGHT, _DELTA, _ARRIVED = range(7)
+_WEIGHT, _DELTA, _LOW, _GOAL, _ARRIVED, _COPY = range(6)
+"""Lines of the workspace. The copy makes room for the chance to be kept."""
 
 
 @jit
 def _binade(x: Any) -> Any:
-    """2^floor(log2 |x|), 0.0 of 0."""
-    exponent = np.float64(x).view(np.int64) & _EXPONENT
-    return np.int64(exponent).view(np.float64)
+    """2^floor(log2 |x|) of FP32 x, 0.0 of 0 and of subnormals."""
+    exponent = np.uint32(np.float32(x).view(np.uint32) & _EXPONENT)
+    return np.uint32(exponent).view(np.float32)
 
 
 @jit
-def _round(x: Any, shift: Any, smallest_normal: Any, largest: Any) -> Any:
-    """FP64 x on the format's grid, saturated."""
-    x = min(max(x, -largest), largest)
-    added = max(_binade(x), smallest_normal) * shift
-    return (x + added) - added
+def _round(x: Any, mantissa_bits: Any, smallest_normal: Any, largest: Any) -> None:
+    """Rounds a chunk to the format's grid, saturated: to nearest, ties to even."""
+    if mantissa_bits == _FP32_BITS:
+        for j in range(x.size):
+            x[j] = min(max(x[j], -largest), largest)
+    elif mantissa_bits == _BF16_BITS:
+        for j in range(x.size):
+            bits = np.float32(min(max(x[j], -largest), largest)).view(np.uint32)
+            last = np.uint32(np.uint32(bits >> np.uint32(16)) & _BF16_LAST)
+            bits = np.uint32(np.uint32(bits + _BF16_HALF) + last)
+            x[j] = np.uint32(bits & _BF16_MASK).view(np.float32)
+    else:
+        # Added to this, x keeps no bit below the format's last. BF16's range would overflow.
+        shift = np.float32(1.5 * 2.0 ** (_FP32_BITS - mantissa_bits))
+        for j in range(x.size):
+            inside = min(max(x[j], -largest), largest)
+            added = max(_binade(inside), smallest_normal) * shift
+            x[j] = (inside + added) - added
 
 
 @jit
-def _judge(
-    before: Any,
-    intended: Any,
-    applied: Any,
-    scale: Any,
-    mantissa_bits: Any,
-    smallest_normal: Any,
-    largest: Any,
-    chunk: Any,
-) -> None:
-    """Fills in a chunk's columns; what is not finite reads as a weight without an update."""
-    shift = 1.5 * 2.0 ** (52 - mantissa_bits)
-    steps = 2.0**mantissa_bits
-    has_applied = applied.size > 0
+def _prepare(before: Any, intended: Any, applied: Any, scale: Any, work: Any) -> None:
+    """Weights, updates and scaled weights; what is not finite is a weight without an update."""
+    zero, n = np.float32(0.0), before.size
+    weights, deltas, scaled = work[_WEIGHT, :n], work[_DELTA, :n], work[_LOW, :n]
     for j in range(before.size):
         weight, delta = before[j], intended[j]
-        really = applied[j] if has_applied else np.float32(0.0)
         # NaN where one of them is not finite.
-        finite = (weight - weight) + (delta - delta) + (really - really) == np.float32(0.0)
-        weight = weight if finite else np.float32(0.0)
-        delta = delta if finite else np.float32(0.0)
-        really = really if finite else np.float32(0.0)
-        low = _round(np.float64(weight * scale), shift, smallest_normal, largest)
-        # FP32 sums, as training takes them.
-        target = np.float64(np.float32(low) + delta * scale)
-        arrived = _round(target, shift, smallest_normal, largest) - low
-        arrived = np.float64(really) if has_applied else arrived
-        goal = min(max(target, -largest), largest)
+        finite = (weight - weight) + (delta - delta) == zero
+        weights[j] = weight if finite else zero
+        deltas[j] = delta if finite else zero
+    for j in range(applied.size):
+        finite = applied[j] - applied[j] == zero
+        weights[j] = weights[j] if finite else zero
+        deltas[j] = deltas[j] if finite else zero
+    for j in range(before.size):
+        scaled[j] = weights[j] * scale
+
+
+@jit
+def _move(work: Any, n: Any, scale: Any) -> None:
+    """Adds the updates, in FP32 as training does: to the rounded weights, and to the weights."""
+    weights, deltas, lows = work[_WEIGHT, :n], work[_DELTA, :n], work[_LOW, :n]
+    goals, arrived, copies = work[_GOAL, :n], work[_ARRIVED, :n], work[_COPY, :n]
+    for j in range(n):
+        goals[j] = lows[j] + deltas[j] * scale
+        arrived[j] = goals[j]
+        copies[j] = (weights[j] + deltas[j]) * scale
+
+
+@jit
+def _arrive(low: Any, applied: Any, arrived: Any) -> None:
+    """Puts what arrived where the rounded goal was."""
+    zero = np.float32(0.0)
+    for j in range(low.size):
+        arrived[j] -= low[j]
+    for j in range(applied.size):
+        arrived[j] = applied[j] if applied[j] - applied[j] == zero else zero
+
+
+@jit
+def _add_counts(
+    work: Any, n: Any, mantissa_bits: Any, smallest_normal: Any, largest: Any, sums: Any
+) -> None:
+    """Counts a chunk's updates, and leaves the chance of each to be kept where its copy was."""
+    zero, one = np.float32(0.0), np.float32(1.0)
+    steps = np.float32(2.0**mantissa_bits)
+    counted = swallowed = deferred = np.int32(0)
+    deltas, lows, goals = work[_DELTA, :n], work[_LOW, :n], work[_GOAL, :n]
+    arrived, copies = work[_ARRIVED, :n], work[_COPY, :n]
+    for j in range(n):
+        low, is_counted = lows[j], deltas[j] != zero
+        goal = min(max(goals[j], -largest), largest)
         lower = max(min(_binade(low), _binade(goal)), smallest_normal)
-        moved = np.float64((weight + delta) * scale)
-        copy = _round(moved, shift, smallest_normal, largest)
-        counted = 1.0 if delta != 0 else 0.0
-        swallowed = counted if arrived == 0 else 0.0
-        chunk[_COUNTED, j] = counted
-        chunk[_SWALLOWED, j] = swallowed
-        chunk[_KEPT, j] = swallowed * min(abs(goal - low) * steps / lower, 1.0)
-        chunk[_DEFERRED, j] = counted if copy == low else 0.0
-        chunk[_WEIGHT, j] = np.float64(weight)
-        chunk[_DELTA, j] = np.float64(delta)
-        chunk[_ARRIVED, j] = arrived
+        is_swallowed = is_counted & (arrived[j] == zero)
+        counted += np.int32(is_counted)
+        swallowed += np.int32(is_swallowed)
+        deferred += np.int32(is_counted & (copies[j] == low))
+        chance = min(abs(goal - low) * steps / lower, one)
+        copies[j] = chance if is_swallowed else zero
+    sums[0] += counted
+    sums[1] += swallowed
+    sums[3] += deferred
 
 
 @jit_sum
-def _add(chunk: Any, n: Any, sums: Any) -> None:
-    """Adds a chunk's columns, the last three as products, to the sums [8]."""
-    counted = swallowed = kept = deferred = 0.0
-    dot = delta_sq = arrived_sq = weight_sq = 0.0
+def _add_sums(work: Any, n: Any, sums: Any) -> None:
+    """Adds a chunk's chances, and products of its weights and updates."""
+    weights, deltas = work[_WEIGHT, :n], work[_DELTA, :n]
+    arrived, chances = work[_ARRIVED, :n], work[_COPY, :n]
+    kept = dot = delta_sq = arrived_sq = weight_sq = 0.0
     for j in range(n):
-        counted += chunk[_COUNTED, j]
-        swallowed += chunk[_SWALLOWED, j]
-        kept += chunk[_KEPT, j]
-        deferred += chunk[_DEFERRED, j]
-        dot += chunk[_ARRIVED, j] * chunk[_DELTA, j]
-        delta_sq += chunk[_DELTA, j] * chunk[_DELTA, j]
-        arrived_sq += chunk[_ARRIVED, j] * chunk[_ARRIVED, j]
-        weight_sq += chunk[_WEIGHT, j] * chunk[_WEIGHT, j]
-    found = (counted, swallowed, kept, deferred, dot, delta_sq, arrived_sq, weight_sq)
-    for column in range(len(found)):
-        sums[column] += found[column]
+        weight, delta, came = np.float64(weights[j]), np.float64(deltas[j]), np.float64(arrived[j])
+        kept += np.float64(chances[j])
+        dot += came * delta
+        delta_sq += delta * delta
+        arrived_sq += came * came
+        weight_sq += weight * weight
+    sums[2] += kept
+    sums[4] += dot
+    sums[5] += delta_sq
+    sums[6] += arrived_sq
+    sums[7] += weight_sq
 
 
 @jit
@@ -112,25 +150,27 @@ def sweep_updates(
         intended: float32 [k, n].
         applied: float32 [k, n], or [k, 0] where the question is what would happen.
         scales: float32 [k].
-        mantissa_bits: Of the format, without the hidden one.
+        mantissa_bits: Of the format, without the hidden one; 7 means BF16.
         smallest_normal: Of the format.
         largest: Of the format.
         figures: float64 [k, 8], zeros; columns are `stats.updates.FIGURES`, but for what those say
             of `applied`: `deferred` is of what would happen, `applied_sq` of what arrived, and the
             latter and `delta_dot` are multiplied by the scale.
     """
-    chunk = np.empty((7, _CHUNK))
+    least, most = np.float32(smallest_normal), np.float32(largest)
+    work = np.empty((6, _CHUNK), np.float32)
     for i in range(before.shape[0]):
+        scale = scales[i]
         for start in range(0, before.shape[1], _CHUNK):
             end = min(start + _CHUNK, before.shape[1])
-            _judge(
-                before[i, start:end],
-                intended[i, start:end],
-                applied[i, start:end],
-                scales[i],
-                mantissa_bits,
-                smallest_normal,
-                largest,
-                chunk,
-            )
-            _add(chunk, end - start, figures[i])
+            n = end - start
+            really = applied[i, start:end]
+            _prepare(before[i, start:end], intended[i, start:end], really, scale, work)
+            low, arrived, copy = work[_LOW, :n], work[_ARRIVED, :n], work[_COPY, :n]
+            _round(low, mantissa_bits, least, most)
+            _move(work, n, scale)
+            _round(arrived, mantissa_bits, least, most)
+            _round(copy, mantissa_bits, least, most)
+            _arrive(low, really, arrived)
+            _add_counts(work, n, mantissa_bits, least, most, figures[i])
+            _add_sums(work, n, figures[i])

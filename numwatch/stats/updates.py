@@ -8,13 +8,16 @@ is taken in FP32 and rounded once, as `w.add_(D)` does on a BF16 or FP16 tensor.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from numwatch.errors import NumwatchError
 from numwatch.formats import FORMATS, get_format
+from numwatch.stats.compiled import has_loops
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,28 +97,43 @@ def swallowing(
         scale = _scale(before, fmt)
     if applied is not None:
         applied = applied.detach()
-    implementation = by_loops if before.device.type == "cpu" else by_operations
+    implementation = by_loops if before.is_cpu and has_loops() else by_operations
     return implementation(before, intended, fmt, scale, applied)
 
 
-def update_shares(figures: Sequence[float]) -> UpdateShares:
-    """Returns one row of `swallowing`, now on the host, as shares; None where not defined.
+def shares_of_updates(figures: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[Any]]:
+    """Returns rows [k, len(FIGURES)] of `swallowing`, now on the host, as shares [k] by name.
 
-    Shares are over the non-zero updates, so None where there is none. EDQ is <D', D> / |D|, in the
-    weights' unit, and normalised <D', D> / |D|^2, 1 where everything arrives (Collage, Yu et al.
-    2024). The ratio is |applied| / |before|, None where the weights are all zero.
+    Names are the fields of `UpdateShares`. NaN is "not defined": shares are over the non-zero
+    updates, so where there is none. EDQ is <D', D> / |D|, in the weights' unit, and normalised
+    <D', D> / |D|^2, 1 where everything arrives (Collage, Yu et al. 2024). The ratio is
+    |applied| / |before|, not defined where the weights are all zero.
     """
-    row = dict(zip(FIGURES, figures, strict=True))
+    row = dict(zip(FIGURES, np.asarray(figures, np.float64).T, strict=True))
+    none = np.full(len(figures), np.nan)
+
+    def over(part: Any, whole: Any) -> Any:
+        return np.divide(part, whole, out=none.copy(), where=whole > 0)
+
     count, delta_sq, weight_sq = row["nonzero"], row["delta_sq"], row["weight_sq"]
+    some = np.where(count > 0, delta_sq, 0.0)
     return {
-        "nonzero": int(count),
-        "ratio": math.sqrt(row["applied_sq"] / weight_sq) if weight_sq else None,
-        "swallowed": row["swallowed"] / count if count else None,
-        "stochastic_kept": row["stochastic_kept"] / count if count else None,
-        "deferred": row["deferred"] / count if count and row["deferred"] >= 0 else None,
-        "edq": row["delta_dot"] / math.sqrt(delta_sq) if count else None,
-        "edq_normalised": row["delta_dot"] / delta_sq if count else None,
+        "nonzero": count.astype(np.int64),
+        "ratio": np.sqrt(over(row["applied_sq"], weight_sq)),
+        "swallowed": over(row["swallowed"], count),
+        "stochastic_kept": over(row["stochastic_kept"], count),
+        "deferred": over(row["deferred"], count),
+        "edq": over(row["delta_dot"], np.sqrt(some)),
+        "edq_normalised": over(row["delta_dot"], some),
     }
+
+
+def update_shares(figures: Sequence[float]) -> UpdateShares:
+    """Returns one row of `swallowing` as shares, None where not defined; see above."""
+    shares = shares_of_updates(np.array([figures]))
+    found = {name: column.tolist()[0] for name, column in shares.items()}
+    defined = {name: None if math.isnan(value) else value for name, value in found.items()}
+    return cast("UpdateShares", defined)
 
 
 def _checked(storage: AnyFormat) -> Format:

@@ -1,13 +1,14 @@
 """What a step did to the weights, beside what it was meant to do."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from numwatch.snapshot import format_of_dtype
+from numwatch.stats.packing import pack
 from numwatch.stats.updates import swallowing
 from numwatch.taps.intended import (
     APPLIED,
@@ -17,8 +18,9 @@ from numwatch.taps.intended import (
     copied_state,
     intended_updates,
     is_element_wise,
+    is_narrow,
 )
-from numwatch.taps.parameters import Parameters, Updated
+from numwatch.taps.parameters import Parameters, Updated, has_dense_gradient
 from numwatch.taps.placement import local_part
 from numwatch.taps.states import master_of
 
@@ -29,13 +31,49 @@ _CHUNK = 2**19
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
-    """One parameter's sample over a step; tensors are FP32 [n].
+class Weights:
+    """Samples of parameters of one size and dtype, as they were before a step.
 
     Attributes:
-        name: The parameter.
-        numel: Its elements.
-        lost_in: The format it is stored in, where what that swallows is lost; None where FP32
+        members: The parameters, k of them.
+        values: Their weights [k, n], in the weights' dtype; rows in the same order.
+        states: Of narrow weights what the optimizer kept of each; see `intended.Before`.
+    """
+
+    members: Sequence[Updated]
+    values: Tensor
+    states: Sequence[Any] = ()
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the weights are stored in a format that swallows updates."""
+        return is_narrow(self.values.dtype)
+
+    def stepped(self) -> "Weights":
+        """Returns those of them that have a gradient to be stepped by."""
+        kept = [i for i, one in enumerate(self.members) if has_dense_gradient(one.parameter)]
+        if len(kept) == len(self.members):
+            return self
+        rows = [self.values[i] for i in kept]
+        return Weights(
+            [self.members[i] for i in kept],
+            torch.stack(rows) if rows else self.values[:0],
+            [self.states[i] for i in kept] if self.states else (),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Returns all that is held in memory."""
+        kept = [value for state in self.states for value in state.values()]
+        return [self.values, *(value for value in kept if isinstance(value, Tensor))]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a step did to the samples of k parameters of one size; tensors are FP32 [k, n].
+
+    Attributes:
+        members: The parameters.
+        lost_in: The format they are stored in, where what that swallows is lost; None where FP32
             holds the weights.
         source: Where `intended` comes from: `APPLIED`, `EXACT` or `ESTIMATE`.
         directed: False where `intended` is only known to be non-zero: it is the gradient.
@@ -44,8 +82,7 @@ class Change:
         applied: The update that arrived.
     """
 
-    name: str
-    numel: int
+    members: Sequence[Updated]
     lost_in: str | None
     source: str
     directed: bool
@@ -59,85 +96,124 @@ class Judged:
     """What one storage format makes of some parameters' updates.
 
     Attributes:
-        figures: FP64 [k, len(stats.updates.FIGURES)], a row a change.
+        names: Names of the parameters, k of them.
+        numels: Their elements.
+        sampled: How many were looked at of each.
+        lost_in: See `Change`.
+        source: Likewise.
+        directed: Likewise.
+        storage: The format.
+        figures: FP64 [k, len(stats.updates.FIGURES)].
     """
 
-    changes: Sequence[Change]
+    names: Sequence[str]
+    numels: Sequence[int]
+    sampled: int
+    lost_in: str | None
+    source: str
+    directed: bool
     storage: str
     figures: Tensor
 
 
-def sampled_before(
-    optimizer: torch.optim.Optimizer, updated: Updated, parameters: Parameters
-) -> Before:
-    """Samples a parameter's weights, and where they are narrow its optimizer's state."""
-    state = optimizer.state.get(updated.parameter, {})
-    before = Before(parameters.sample(_weights(updated, state)).clone(), {})
-    if not before.narrow:
-        return before
-    return replace(before, state=copied_state(state, updated.parameter, parameters.sample))
+def weights_before(optimizer: torch.optim.Optimizer, parameters: Parameters) -> list[Weights]:
+    """Samples all weights, and where they are narrow the optimizer's state."""
+    alike: dict[Any, tuple[list[Updated], list[Tensor]]] = {}
+    for updated in parameters.measured(optimizer):
+        weights = _weights(updated, optimizer)
+        key = (updated.known.sampled, weights.dtype, weights.device)
+        members, tensors = alike.setdefault(key, ([], []))
+        members.append(updated)
+        tensors.append(weights)
+    found = []
+    for members, tensors in alike.values():
+        values = pack_samples(tensors, members)
+        states: Sequence[Any] = ()
+        if is_narrow(values.dtype):
+            states = [
+                copied_state(optimizer.state.get(p, {}), p, parameters.sample)
+                for p in (one.parameter for one in members)
+            ]
+        found.append(Weights(members, values, states))
+    return found
 
 
 def changes_of(
-    optimizer: torch.optim.Optimizer,
-    stepped: Sequence[tuple[Updated, Before]],
-    parameters: Parameters,
-) -> list[Change]:
-    """Returns what a step has just done to each parameter that was sampled before it."""
-    narrow = [pair for pair in stepped if pair[1].narrow]
+    optimizer: torch.optim.Optimizer, stepped: Sequence[Weights], parameters: Parameters
+) -> Iterator[Change]:
+    """Yields what a step has just done to parameters that were sampled before it, some at once."""
+    narrow = [weights for weights in stepped if weights.narrow]
     intended: Sequence[Tensor] | None = None
-    gradients = [_gradient(updated, parameters) for updated, _ in narrow]
+    gradients: list[Tensor] = []
     if narrow:
-        befores = [before for _, before in narrow]
-        groups = [updated.group for updated, _ in narrow]
-        intended = intended_updates(optimizer, befores, gradients, groups)
+        befores = [
+            Before(row, state)
+            for weights in narrow
+            for row, state in zip(weights.values.unbind(), weights.states, strict=True)
+        ]
+        members = [one for weights in narrow for one in weights.members]
+        gradients = [_gradient(one, parameters) for one in members]
+        intended = intended_updates(optimizer, befores, gradients, [m.group for m in members])
     directed = intended is not None
     source = EXACT if directed and is_element_wise(optimizer) else ESTIMATE
     meant = iter(intended if intended is not None else gradients)
-    changes = []
-    for updated, before in stepped:
-        after = parameters.sample(_weights(updated, optimizer.state.get(updated.parameter, {})))
-        # FP64 weights too: their update is known before it is rounded to FP32.
-        wide = torch.promote_types(before.weight.dtype, torch.float32)
-        applied = (after.to(wide) - before.weight.to(wide)).float()
-        changes.append(
-            Change(
-                name=updated.name,
-                numel=local_part(updated.parameter).numel(),
-                lost_in=format_of_dtype(str(before.weight.dtype)) if before.narrow else None,
-                source=source if before.narrow else APPLIED,
-                directed=directed or not before.narrow,
-                before=before.weight.float(),
-                intended=next(meant) if before.narrow else applied,
+    for weights in stepped:
+        height = max(_CHUNK // max(weights.values.shape[1], 1), 1)
+        for start in range(0, len(weights.members), height):
+            some, before = weights.members[start : start + height], weights.values
+            before = before[start : start + height]
+            applied = _applied(optimizer, some, before)
+            own = torch.stack([next(meant) for _ in some]) if weights.narrow else applied
+            yield Change(
+                members=some,
+                lost_in=format_of_dtype(str(before.dtype)) if weights.narrow else None,
+                source=source if weights.narrow else APPLIED,
+                directed=directed or not weights.narrow,
+                before=before.float(),
+                intended=own,
                 applied=applied,
             )
+
+
+def judge(change: Change) -> Iterator[Judged]:
+    """Yields what each storage format makes of a change."""
+    lost_in = change.lost_in
+    names = [one.name for one in change.members]
+    numels = [local_part(one.parameter).numel() for one in change.members]
+    storages = dict.fromkeys((lost_in, *STORAGES) if lost_in else STORAGES)
+    for storage in storages if change.directed else [lost_in]:
+        applied = change.applied if storage == lost_in else None
+        yield Judged(
+            names=names,
+            numels=numels,
+            sampled=change.before.shape[1],
+            lost_in=lost_in,
+            source=change.source,
+            directed=change.directed,
+            storage=str(storage),
+            figures=swallowing(change.before, change.intended, str(storage), applied),
         )
-    return changes
 
 
-def judge(changes: Sequence[Change]) -> Iterator[Judged]:
-    """Yields what the storage formats make of the changes, parameters of one size at a time."""
-    alike: dict[Any, list[Change]] = {}
-    for change in changes:
-        key = (change.before.numel(), change.before.device, change.lost_in, change.directed)
-        alike.setdefault(key, []).append(change)
-    for (size, _, lost_in, directed), members in alike.items():
-        height = max(_CHUNK // max(size, 1), 1)
-        for start in range(0, len(members), height):
-            part = members[start : start + height]
-            before = torch.stack([change.before for change in part])
-            intended = torch.stack([change.intended for change in part])
-            storages = dict.fromkeys((lost_in, *STORAGES) if lost_in else STORAGES)
-            for storage in storages if directed else [lost_in]:
-                applied = None
-                if storage == lost_in:
-                    applied = torch.stack([change.applied for change in part])
-                figures = swallowing(before, intended, str(storage), applied)
-                yield Judged(part, str(storage), figures)
+def pack_samples(tensors: Sequence[Tensor], members: Sequence[Updated]) -> Tensor:
+    """Returns the samples [k, n] of tensors that have the parameters' shapes, copied."""
+    strides = [one.known.stride for one in members]
+    return pack([local_part(one) for one in tensors], strides, members[0].known.sampled)
 
 
-def _weights(updated: Updated, state: Any) -> Tensor:
-    master = master_of(state, updated.parameter)
+def _applied(
+    optimizer: torch.optim.Optimizer, members: Sequence[Updated], before: Tensor
+) -> Tensor:
+    """Returns the updates [k, n] that arrived, FP32."""
+    after = pack_samples([_weights(one, optimizer) for one in members], members)
+    # FP64 weights too: their update is known before it is rounded to FP32.
+    wide = torch.promote_types(before.dtype, torch.float32)
+    return after.to(wide).sub_(before.to(wide)).float()
+
+
+def _weights(updated: Updated, optimizer: torch.optim.Optimizer) -> Tensor:
+    state = optimizer.state.get(updated.parameter)
+    master = master_of(state, updated.parameter) if state else None
     return updated.parameter if master is None else master
 
 

@@ -1,8 +1,10 @@
 """Where hooks bring tensors: each is passed over once and adds to its slot's row, on its device."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from numwatch.stats import (
     accumulate_amax,
     accumulate_group,
     is_watched_dtype,
+    row_writer,
 )
 from numwatch.taps.buffers import (
     CAST_CALLS,
@@ -34,7 +37,11 @@ from numwatch.taps.selection import PARAMETER_ROLES, Tap
 from numwatch.taps.sent_rows import SentRows
 from numwatch.taps.sightings import Sightings
 
+if TYPE_CHECKING:
+    from numwatch.stats.cpu import RowWriter  # numba
+
 Array = npt.NDArray[Any]
+_CPU = torch.device("cpu")
 
 
 class Collector:
@@ -42,6 +49,8 @@ class Collector:
 
     Attributes:
         operands: The block counts of GEMM operands.
+        compare: Called with the index and tensor of each gradient on full steps; None where there
+            is nothing to compare with.
         turn: How many optimizers have had theirs in this step; the loss scale may have changed
             with each.
     """
@@ -51,7 +60,6 @@ class Collector:
         taps: Sequence[Tap],
         slots: Sequence[SlotInfo],
         gate: Gate,
-        compare: Callable[[int, Tensor], None] | None = None,
     ) -> None:
         """Makes empty rows.
 
@@ -59,14 +67,13 @@ class Collector:
             taps: The modules.
             slots: Their slots, by index.
             gate: What is recorded.
-            compare: Called with the index and tensor of each gradient on full steps.
         """
         self._slots = list(slots)
         self._names = tuple(slot.slot for slot in slots)
         self._scaled = np.array([slot.role in GRADIENT_ROLES for slot in slots], dtype=bool)
         self.operands = OperandTaps(taps, slots)
         self._gate = gate
-        self._compare = compare
+        self.compare: Callable[[int, Tensor], None] | None = None
         self._known: tuple[SlotInfo, ...] | None = None
         self._order = 0
         self.turn = 0
@@ -74,7 +81,9 @@ class Collector:
         self._sightings = Sightings(len(self._slots))
         self._buffers: dict[torch.device, Buffers] = {}
         self._captured = Captured()
-        gate.on_switch = self._captured.switch
+        self._writer: RowWriter | None = None
+        self._quick = [False] * len(self._slots)
+        gate.on_switch = self._switch
         self._casts = {
             tap.slots[role]: cast
             for tap in taps
@@ -120,6 +129,8 @@ class Collector:
         Passed by is what has no range (integers, bools) or no memory of its own (nested tensors,
         those that `torch.func` transforms see).
         """
+        if self._quick[index] and self._see_small(index, tensor):
+            return
         if not is_watched_dtype(tensor.dtype) or tensor.is_nested or is_transformed(tensor):
             return
         if type(tensor) is not Tensor and not counts_here(tensor):
@@ -132,6 +143,30 @@ class Collector:
         else:
             self._about_to_pass(index, tensor)
             self._pass(index, tensor, tap, None)
+
+    def _see_small(self, index: int, tensor: Tensor) -> bool:
+        """Does the same for a small tensor of whose slot nothing is wanted but the row.
+
+        Returns:
+            Whether it did; where not, nothing was done.
+        """
+        writer = self._writer or self._new_writer()
+        if writer is None or self.compare is not None or self.operands.due:
+            return False
+        if self._sightings.is_followed(index) or not writer.add(tensor, index):
+            return False
+        self._sightings.count(index)
+        self._turns[index] = self.turn
+        return True
+
+    def _new_writer(self) -> RowWriter | None:
+        """Returns what writes to the step's rows on the CPU; None without numba."""
+        buffers = self._buffers_on(_CPU)
+        full = self._gate.mode is Mode.FULL
+        self._writer = row_writer(buffers.counts, buffers.reals, full=full)
+        if self._writer is None:
+            self._quick = [False] * len(self._quick)
+        return self._writer
 
     def see_compiled(self, index: int, tensor: Tensor, tap: Tap, autocast: str) -> None:
         """Does the same for a tensor that compiled code hands over.
@@ -181,7 +216,7 @@ class Collector:
             buffers = self._buffers_on(device)
             accumulate_group(tensors, rows, buffers.counts, buffers.reals, full=full)
 
-    def send(self) -> tuple["SentRows", SentBlocks | None]:
+    def send(self) -> tuple[SentRows, SentBlocks | None]:
         """Sends the rows to the host in one packed copy a device, and starts empty ones.
 
         Block rows travel beside them on the steps that count blocks.
@@ -198,7 +233,12 @@ class Collector:
             full=self._gate.mode is Mode.FULL,
         )
         self._turns, self.turn = [0] * len(self._slots), 0
+        self._writer = None
         return rows, blocks
+
+    def _switch(self, mode: Mode) -> None:
+        self._writer = None
+        self._captured.switch(mode)
 
     def _buffers_on(self, device: torch.device) -> Buffers:
         buffers = self._buffers.get(device)
@@ -227,8 +267,8 @@ class Collector:
             if index in self._casts and not is_dtensor(tensor):  # whose scale takes all shards
                 row = self._buffers_on(tensor.device).casts[index]
                 self._see_cast(index, tensor.detach(), row)
-            if self._compare is not None and self._slots[index].scaled:
-                self._compare(index, tensor.detach())
+            if self.compare is not None and self._slots[index].scaled:
+                self.compare(index, tensor.detach())
         if self._slots[index].dtype is None:
             self._learn(index, tensor, tap, autocast)
 
@@ -251,6 +291,7 @@ class Collector:
             placement=placement_of(tensor) if slot.role == "weight" else None,
         )
         self._order += 1
+        self._quick[index] = tensor.is_cpu and index not in self._casts
         if slot.role in ("input", "output"):
             autocast = autocast_on(tensor.device.type) if autocast is None else autocast
             if autocast:

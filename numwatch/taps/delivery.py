@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from numwatch.snapshot import Snapshot, StepScalars, join_rows
+from numwatch.entries import join_entries
+from numwatch.snapshot import OptimizerState, Snapshot, StepScalars, Update, join_rows
 from numwatch.taps.comparison import SentComparison
 from numwatch.taps.culprits import SentCulprits
 from numwatch.taps.operands import SentBlocks
@@ -154,8 +155,8 @@ def _with_rows(snapshot: Snapshot, seen: Seen, loss_scales: Sequence[float]) -> 
     return replace(
         snapshot,
         rows=join_rows([*measured, *(sent.rows() for sent in taken)]),
-        updates=tuple(update for sent in taken for update in sent.updates()),
-        states=tuple(state for sent in taken for state in sent.states()),
+        updates=join_entries(Update, [columns for sent in taken for columns in sent.updates()]),
+        states=join_entries(OptimizerState, [some for sent in taken for some in sent.states()]),
         shadows=seen.comparison.shadows(seen.rows.names),
         operations=() if seen.operations is None else seen.operations.arrived(),
         blocks=None if seen.blocks is None else seen.blocks.rows(loss_scales),

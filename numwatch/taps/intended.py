@@ -55,14 +55,10 @@ class Before:
     weight: Tensor
     state: Mapping[str, Any]
 
-    @property
-    def narrow(self) -> bool:
-        """Whether the weights are stored in a format that swallows updates."""
-        return self.weight.dtype.itemsize <= _NARROW_BYTES
 
-    def tensors(self) -> list[Tensor]:
-        """Returns all that is held in memory."""
-        return [self.weight, *(v for v in self.state.values() if isinstance(v, Tensor))]
+def is_narrow(dtype: torch.dtype) -> bool:
+    """Whether weights of a dtype are stored in a format that swallows updates."""
+    return dtype.itemsize <= _NARROW_BYTES
 
 
 def is_element_wise(optimizer: torch.optim.Optimizer) -> bool:

@@ -1,98 +1,106 @@
 """What an optimizer's state holds after a step, and whether its dtype can hold it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from numwatch.stats.moments import second_moment_figures
-from numwatch.taps.parameters import Parameters, Updated
-from numwatch.taps.states import StateKind, bias_correction, kind_of, tensors_of
+from numwatch.taps.changes import pack_samples
+from numwatch.taps.parameters import Updated
+from numwatch.taps.states import StateKind, bias_corrections, kind_of, tensors_of
 
-_CHUNK = 2**16
-"""Elements looked at at once, in FP64."""
+_CHUNK = 2**19
+"""Elements looked at at once."""
 
 
 @dataclass(frozen=True, eq=False)
-class StateSample:
-    """The sample [n] of one tensor of an optimizer's state.
+class States:
+    """The same tensor of the state of k parameters of one size.
 
     Attributes:
-        slot: `<parameter path>:<key>`.
-        dtype: The state's.
+        key: Its name in the state.
         kind: What the optimizer does with it.
-        state: The sample, in the state's dtype.
-        gradient: The same elements of the gradient, for a second moment.
-        correction: What a second moment is divided by before its root is taken.
+        sampled: Elements looked at of each.
+        dtype: The state's.
+        device: Where it is.
+        members: The parameters.
+        tensors: The state of each, whole: they are the optimizer's own.
+        steps: How often each was stepped, as the optimizer counts.
     """
 
-    slot: str
+    key: str
     kind: StateKind
-    state: Tensor
-    gradient: Tensor | None
-    correction: Tensor | float
+    sampled: int
+    dtype: torch.dtype
+    device: torch.device
+    members: list[Updated] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    steps: list[Any] = field(default_factory=list)
+
+    @property
+    def slots(self) -> list[str]:
+        """`<parameter path>:<key>` of each."""
+        return [f"{one.name}:{self.key}" for one in self.members]
 
 
 @dataclass(frozen=True, eq=False)
-class JudgedMoments:
-    """Figures of second moments, FP64 [k, len(stats.moments.MOMENTS)]."""
+class Sampled:
+    """Samples [k, n] of some tensors of state, in the state's dtype.
+
+    Attributes:
+        slots: Their slots.
+        members: The parameters.
+        values: The samples.
+        figures: Of second moments, FP64 [k, len(stats.moments.MOMENTS)].
+    """
 
     slots: Sequence[str]
-    figures: Tensor
+    members: Sequence[Updated]
+    values: Tensor
+    figures: Tensor | None
 
 
-def states_of(
-    optimizer: torch.optim.Optimizer, stepped: Sequence[Updated], parameters: Parameters
-) -> list[StateSample]:
-    """Returns the samples of an optimizer's state, of all its parameters that were stepped."""
-    samples = []
+def states_of(optimizer: torch.optim.Optimizer, stepped: Sequence[Updated]) -> list[States]:
+    """Returns the state of all parameters that were stepped."""
+    alike: dict[Any, States] = {}
+    kinds: dict[Any, StateKind] = {}
     for updated in stepped:
-        parameter, gradient = updated.parameter, updated.parameter.grad
-        if gradient is None:
+        state = optimizer.state.get(updated.parameter)
+        if not state:
             continue
-        state = optimizer.state.get(parameter, {})
-        sampled = None
-        for key, tensor in tensors_of(state, parameter):
-            kind = kind_of(key, state, updated.group)
-            if kind.eps is not None and sampled is None:
-                sampled = parameters.sample(gradient)
-            samples.append(
-                StateSample(
-                    slot=f"{updated.name}:{key}",
-                    kind=kind,
-                    state=parameters.sample(tensor),
-                    gradient=sampled if kind.eps is not None else None,
-                    correction=bias_correction(kind.corrected_by, state),
-                )
-            )
-    return samples
+        keys = tuple(state)
+        for key, tensor in tensors_of(state, updated.parameter):
+            of = (id(updated.group), key, keys)
+            if of not in kinds:
+                kinds[of] = kind_of(key, state, updated.group)
+            kind = kinds[of]
+            alike_by = (key, kind, updated.known.sampled, tensor.dtype, tensor.device)
+            states = alike.get(alike_by)
+            if states is None:
+                states = alike[alike_by] = States(*alike_by)
+            states.members.append(updated)
+            states.tensors.append(tensor)
+            states.steps.append(state.get("step"))
+    return list(alike.values())
 
 
-def judge_moments(samples: Sequence[StateSample]) -> Iterator[JudgedMoments]:
-    """Yields the figures of the second moments among the samples, those of one size together."""
-    alike: dict[tuple[int, torch.device], list[StateSample]] = {}
-    for one in samples:
-        if one.gradient is not None:
-            alike.setdefault((one.state.numel(), one.state.device), []).append(one)
-    for (size, device), members in alike.items():
-        height = max(_CHUNK // max(size, 1), 1)
-        for start in range(0, len(members), height):
-            part = members[start : start + height]
+def samples_of(states: States) -> Iterator[Sampled]:
+    """Yields the samples of the state, some at once, and what second moments are for gradients."""
+    height, slots = max(_CHUNK // max(states.sampled, 1), 1), states.slots
+    for start in range(0, len(slots), height):
+        end = start + height
+        members, kind = states.members[start:end], states.kind
+        values = pack_samples(states.tensors[start:end], members)
+        figures = None
+        if kind.eps is not None:
+            gradients = [one.parameter.grad for one in members]
             figures = second_moment_figures(
-                torch.stack([one.state.float() for one in part]),
-                torch.stack([one.gradient.float() for one in part if one.gradient is not None]),
-                torch.tensor([one.kind.eps for one in part], dtype=torch.float64).to(
-                    device, non_blocking=True
-                ),
-                _stacked([one.correction for one in part], device),
+                values,
+                pack_samples([g for g in gradients if g is not None], members),
+                torch.full((len(values),), kind.eps, dtype=torch.float64, device=values.device),
+                bias_corrections(kind.corrected_by, states.steps[start:end], values.device),
             )
-            yield JudgedMoments([one.slot for one in part], figures)
-
-
-def _stacked(values: Sequence[Tensor | float], device: torch.device) -> Tensor:
-    tensors = [torch.as_tensor(value, dtype=torch.float64).reshape(()) for value in values]
-    home = torch.device("cpu") if all(t.device.type == "cpu" for t in tensors) else device
-    return torch.stack([t.to(home, non_blocking=True) for t in tensors]).to(
-        device, non_blocking=True
-    )
+        yield Sampled(slots[start:end], members, values, figures)

@@ -3,15 +3,15 @@
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from numwatch.stats import is_watched_dtype
-from numwatch.taps.placement import counts_here, is_dtensor, local_part
-from numwatch.taps.sampling import SAMPLES, sampled
+from numwatch.taps.placement import counts_here, is_dtensor, local_part, placement_of
+from numwatch.taps.sampling import SAMPLES, sampled, stride_of
 from numwatch.taps.selection import clean_path, is_update_wanted
 
 MAX_SAMPLES = 2**20
@@ -20,12 +20,41 @@ _LEAST_SAMPLES = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Updated:
-    """A parameter with a gradient, and the group of the optimizer that it is in."""
+class Known:
+    """What does not change of a parameter from step to step.
 
+    Attributes:
+        parameter: Leads to it as long as its owner keeps it.
+        name: The model's for it.
+        shape: Its shape.
+        dtype: Its dtype, which `model.half()` changes.
+        measured: Whether its updates are wanted, it is dense, and this rank answers for it.
+        placement: Where several ranks train, how it is placed over them.
+        stride: The step between sampled elements.
+        sampled: How many are sampled.
+    """
+
+    parameter: weakref.ref[Tensor]
     name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    measured: bool
+    placement: str | None
+    stride: int
+    sampled: int
+
+
+class Updated(NamedTuple):
+    """A parameter, and the group of the optimizer that it is in."""
+
+    known: Known
     parameter: nn.Parameter
     group: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The parameter's name."""
+        return self.known.name
 
 
 class Parameters:
@@ -45,7 +74,7 @@ class Parameters:
         self._model, self._globs = model, (include, exclude)
         self._names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._foreign: list[weakref.ref[Tensor]] = []
-        self._wanted: dict[str, bool] = {}
+        self._known: dict[int, Known] = {}
         count = sum(1 for _ in model.parameters())
         share = max(MAX_SAMPLES // max(count, 1), _LEAST_SAMPLES)
         self.limit = None if limit is None else min(limit, share)
@@ -55,26 +84,45 @@ class Parameters:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if _is_dense(parameter) and has_dense_gradient(parameter):
-                    name = self._name_of(parameter)
-                    yield Updated(name, parameter, group)
+                    yield Updated(self._know(parameter), parameter, group)
 
     def measured(self, optimizer: torch.optim.Optimizer) -> Iterator[Updated]:
         """Yields those whose updates the user wants measured, with or without a gradient yet."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                if not (parameter.requires_grad and _is_dense(parameter)):
-                    continue
-                if not counts_here(parameter):
-                    continue
-                name = self._name_of(parameter)
-                if name not in self._wanted:
-                    self._wanted[name] = is_update_wanted(name, *self._globs)
-                if self._wanted[name]:
-                    yield Updated(name, parameter, group)
+                if parameter.requires_grad:
+                    known = self._know(parameter)
+                    if known.measured:
+                        yield Updated(known, parameter, group)
 
     def sample(self, tensor: Tensor) -> Tensor:
         """Returns the sample [n] of this rank's part of a parameter or a tensor of its shape."""
         return sampled(local_part(tensor), self.limit)
+
+    def _know(self, parameter: nn.Parameter) -> Known:
+        known = self._known.get(id(parameter))
+        if (
+            known is None
+            or known.parameter() is not parameter  # an id is used again
+            or known.dtype is not parameter.dtype
+            or known.shape != parameter.shape
+        ):
+            name = self._name_of(parameter)
+            own = local_part(parameter)
+            stride = stride_of(tuple(own.shape), self.limit)
+            known = self._known[id(parameter)] = Known(
+                weakref.ref(parameter),
+                name,
+                parameter.shape,
+                parameter.dtype,
+                _is_dense(parameter)
+                and counts_here(parameter)
+                and is_update_wanted(name, *self._globs),
+                placement_of(parameter),
+                stride,
+                -(-own.numel() // stride),
+            )
+        return known
 
     def _name_of(self, parameter: Tensor) -> str:
         ref, name = self._names.get(id(parameter), (None, ""))

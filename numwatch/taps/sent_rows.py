@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from numwatch.snapshot import Cast, Rows
+from numwatch.snapshot import Cast, Rows, pick_rows
 from numwatch.stats import merge_rows
 from numwatch.stats.layout import AMAX, AMIN, CALLS, SUM
 from numwatch.taps.buffers import (
@@ -59,17 +59,11 @@ class SentRows:
         scales = np.asarray(loss_scales)[np.minimum(self._turns, len(loss_scales) - 1)]
         own_scales: Array = np.where(self._scaled, scales, 1.0)
         seen = np.flatnonzero(counts[:, CALLS])
-        if len(seen) == len(self.names):
-            names = self.names
-        else:
-            names = tuple(self.names[i] for i in seen.tolist())
-            counts, reals, casts = counts[seen], reals[seen], casts[seen]
-            own_scales = own_scales[seen]
+        cast: tuple[Cast | None, ...] = (None,) * len(self.names)
         if self._cast_formats:
-            cast = tuple(map(self._cast, seen.tolist(), casts))
-        else:
-            cast = (None,) * len(seen)
-        return Rows(names, counts, reals, own_scales, cast, self._full)
+            cast = tuple(map(self._cast, range(len(self.names)), casts))
+        rows = Rows(self.names, counts, reals, own_scales, cast, self._full)
+        return rows if len(seen) == len(self.names) else pick_rows(rows, seen)
 
     def _merged(self) -> tuple[Array, Array, Array]:
         n = len(self.names)

@@ -1,18 +1,43 @@
 """What was measured around an optimizer's step, on its way to the host."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from numwatch.snapshot import UPDATE_ROLE, OptimizerState, Rows, Update
+from numwatch.entries import Column
+from numwatch.snapshot import UPDATE_ROLE, Rows
 from numwatch.stats.moments import MOMENTS
-from numwatch.stats.updates import update_shares
+from numwatch.stats.updates import FIGURES, shares_of_updates
 from numwatch.taps.changes import Judged
-from numwatch.taps.moments import JudgedMoments, StateSample
 from numwatch.taps.parcel import Parcel
 from numwatch.taps.sent_rows import SentRows
+from numwatch.taps.states import StateKind
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedStates:
+    """The same tensor of the state of some parameters.
+
+    Attributes:
+        slots: Their slots, k of them.
+        dtype: The state's, without `torch.`.
+        sampled: Elements looked at of each.
+        kind: What the optimizer does with it.
+        figures: Of second moments FP64 [k, len(stats.moments.MOMENTS)], in pieces.
+    """
+
+    slots: Sequence[str]
+    dtype: str
+    sampled: int
+    kind: StateKind
+    figures: Sequence[Tensor]
 
 
 class SentUpdates:
@@ -29,90 +54,87 @@ class SentUpdates:
         optimizer: int,
         may_skip: bool,
         judged: Sequence[Judged],
-        moments: Sequence[JudgedMoments],
-        states: Sequence[StateSample],
+        states: Sequence[JudgedStates],
         rows: SentRows,
     ) -> None:
         self.optimizer, self.may_skip = optimizer, may_skip
-        self._figures = Parcel([*(j.figures for j in judged), *(m.figures for m in moments)])
-        self._rows = rows
+        self._judged, self._states, self._rows = judged, states, rows
+        figures = [*(j.figures for j in judged), *(f for s in states for f in s.figures)]
+        self._figures = Parcel(figures, owned=True)
         self.parcels = (self._figures, rows.parcel)
-        # Names and sizes alone: the samples must not outlive the step.
-        self._updates = [
-            (
-                one.storage,
-                [(c.name, c.numel, c.before.numel(), c.lost_in, c.source) for c in one.changes],
-                one.changes[0].directed,
-            )
-            for one in judged
-        ]
-        self._moments = [tuple(one.slots) for one in moments]
-        self._states = [
-            (one.slot, str(one.state.dtype).removeprefix("torch."), one.state.numel(), one.kind)
-            for one in states
-        ]
 
     def rows(self) -> Rows:
         """Returns the rows of updates and state."""
         return self._rows.rows()
 
-    def updates(self) -> Iterator[Update]:
-        """Yields each parameter's update under each storage format."""
-        figures = self._figures.tensors()[: len(self._updates)]
-        ratios: dict[str, float | None] = {}
-        for (storage, changes, directed), table in zip(self._updates, figures, strict=True):
-            for (name, numel, sampled, lost_in, source), row in zip(
-                changes, table.tolist(), strict=True
-            ):
-                shares = update_shares(row)
+    def updates(self) -> Iterator[Mapping[str, Column]]:
+        """Yields columns of `snapshot.Update`: of parameters of one size under one format."""
+        figures = self._figures.tensors()[: len(self._judged)]
+        ratio: Column = ()
+        weight_sq: Column = ()
+        names: Sequence[str] = ()
+        for judged, table in zip(self._judged, figures, strict=True):
+            sums = table.numpy()
+            shares = shares_of_updates(sums)
+            if judged.names is not names:
                 # The first is the format the weights are in: it alone knows what arrived.
-                ratio = ratios.setdefault(name, shares["ratio"])
-                yield Update(
-                    slot=f"{name}:{UPDATE_ROLE}",
-                    storage=storage,
-                    numel=numel,
-                    sampled=sampled,
-                    nonzero=shares["nonzero"],
-                    ratio=ratio,
-                    swallowed=shares["swallowed"],
-                    stochastic_kept=shares["stochastic_kept"] if directed else None,
-                    deferred=shares["deferred"] if lost_in is None else None,
-                    edq=shares["edq"] if directed else None,
-                    edq_normalised=shares["edq_normalised"] if directed else None,
-                    lost=storage == lost_in,
-                    intended=source,
-                )
+                names, ratio = judged.names, shares["ratio"]
+                weight_sq = sums[:, FIGURES.index("weight_sq")].copy()
+            k = len(names)
+            unknown = np.full(k, np.nan)
+            yield {
+                "slot": [f"{name}:{UPDATE_ROLE}" for name in names],
+                "storage": [judged.storage] * k,
+                "numel": list(judged.numels),
+                "sampled": [judged.sampled] * k,
+                "nonzero": shares["nonzero"],
+                "ratio": ratio,
+                "swallowed": shares["swallowed"],
+                "stochastic_kept": shares["stochastic_kept"] if judged.directed else unknown,
+                "deferred": shares["deferred"] if judged.lost_in is None else unknown,
+                "edq": shares["edq"] if judged.directed else unknown,
+                "edq_normalised": shares["edq_normalised"] if judged.directed else unknown,
+                "lost": [judged.storage == judged.lost_in] * k,
+                "intended": [judged.source] * k,
+                "intended_sq": sums[:, FIGURES.index("delta_sq")].copy(),
+                "weight_sq": weight_sq,
+            }
 
-    def states(self) -> Iterator[OptimizerState]:
-        """Yields what is known of each tensor of the state."""
-        figures = self._figures.tensors()[len(self._updates) :]
-        moments = {
-            slot: dict(zip(MOMENTS, row, strict=True))
-            for slots, table in zip(self._moments, figures, strict=True)
-            for slot, row in zip(slots, table.tolist(), strict=True)
-        }
-        for slot, dtype, sampled, kind in self._states:
-            found = moments.get(slot)
-            yield OptimizerState(
-                slot=slot,
-                dtype=dtype,
-                sampled=sampled,
-                eps=kind.eps,
-                eps_stored=_stored(kind.eps, dtype),
-                decay=kind.decay,
-                decay_stored=_stored(kind.decay, dtype),
-                below_eps=_share(found["below_eps"], found["touched"]) if found else None,
-                vanished=_share(found["vanished"], found["with_gradient"]) if found else None,
-                rms=_root(found["rms_squared"]) if found else None,
-            )
+    def states(self) -> Iterator[Mapping[str, Column]]:
+        """Yields columns of `snapshot.OptimizerState`: of the same state of some parameters."""
+        figures = iter(self._figures.tensors()[len(self._judged) :])
+        for one in self._states:
+            k = len(one.slots)
+            unknown = np.full(k, np.nan)
+            below_eps = vanished = rms = unknown
+            if one.figures:
+                table = np.concatenate([next(figures).numpy() for _ in one.figures])
+                found: dict[str, Floats] = dict(zip(MOMENTS, table.T, strict=True))
+                below_eps = _share(found["below_eps"], found["touched"])
+                vanished = _share(found["vanished"], found["with_gradient"])
+                rms = _root(found["rms_squared"])
+            yield {
+                "slot": one.slots,
+                "dtype": [one.dtype] * k,
+                "sampled": [one.sampled] * k,
+                "eps": [one.kind.eps] * k,
+                "eps_stored": [_stored(one.kind.eps, one.dtype)] * k,
+                "decay": [one.kind.decay] * k,
+                "decay_stored": [_stored(one.kind.decay, one.dtype)] * k,
+                "below_eps": below_eps,
+                "vanished": vanished,
+                "rms": rms,
+            }
 
 
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _share(part: Floats, whole: Floats) -> Floats:
+    shares: Floats = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    return shares
 
 
-def _root(square: float) -> float | None:
-    return math.sqrt(square) if math.isfinite(square) else None
+def _root(square: Floats) -> Floats:
+    roots: Floats = np.sqrt(np.where(np.isfinite(square), square, np.nan))
+    return roots
 
 
 @cache

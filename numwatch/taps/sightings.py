@@ -72,6 +72,14 @@ class Sightings:
             )
         return self._followers.pop(index, ()) if self._followers else ()
 
+    def is_followed(self, index: int) -> bool:
+        """Whether slots follow this one, so that a pass to its row must be told by `note`."""
+        return index in self._followers
+
+    def count(self, index: int) -> None:
+        """Takes note of a pass over a small tensor, whose slot nobody follows."""
+        self._passes[index] += 1
+
     def take(self) -> list[tuple[int, int]]:
         """Returns each follower with the slot it follows, and starts a new step."""
         pairs = [(own, first) for first, owns in self._followers.items() for own in owns]

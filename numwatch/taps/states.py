@@ -1,6 +1,6 @@
 """What is known of optimizers: which of their state decays, which is divided by, and where."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,20 +96,33 @@ def tensors_of(state: Mapping[str, Any], parameter: Tensor) -> Iterator[tuple[st
 
 def master_of(state: Mapping[str, Any], parameter: Tensor) -> Tensor | None:
     """Returns the wider copy of the weights that an optimizer keeps in its state, or None."""
-    for key, value in tensors_of(state, parameter):
-        if _MASTER in key and value.dtype.itemsize > parameter.dtype.itemsize:
+    named = {key: value for key, value in state.items() if _MASTER in str(key)}
+    for _, value in tensors_of(named, parameter) if named else ():
+        if value.dtype.itemsize > parameter.dtype.itemsize:
             return value
     return None
 
 
-def bias_correction(decay: float | None, state: Mapping[str, Any]) -> Tensor | float:
-    """Returns 1 - decay^step, 1 where there is no correction or no step; FP64, 0-d or a number."""
-    step = state.get("step")
-    if decay is None or step is None:
-        return 1.0
-    if isinstance(step, Tensor):
-        return 1.0 - torch.pow(decay, step.detach().double())
-    return float(1.0 - decay**step)
+def bias_corrections(decay: float | None, steps: Sequence[Any], device: torch.device) -> Tensor:
+    """Returns 1 - decay^step of each parameter, 1 where there is no correction or no step.
+
+    Args:
+        decay: The decay.
+        steps: k counts of steps: 0-d tensors, numbers or None.
+        device: Where the state is.
+
+    Returns:
+        FP64 [k], on that device.
+    """
+    if decay is None:
+        return torch.ones(len(steps), dtype=torch.float64, device=device)
+    never = torch.tensor(torch.inf)  # whose power is 0
+    given = [never if step is None else torch.as_tensor(step).detach() for step in steps]
+    if len({(step.dtype, step.device, step.shape) for step in given}) > 1:
+        home = torch.device("cpu") if all(step.is_cpu for step in given) else device
+        given = [step.reshape(()).double().to(home, non_blocking=True) for step in given]
+    counts = torch.stack(given).reshape(-1).double()
+    return (1.0 - torch.pow(decay, counts)).to(device, non_blocking=True)
 
 
 def _betas(group: Mapping[str, Any]) -> tuple[float | None, float | None]:

@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from numwatch.snapshot import UPDATE_ROLE, SlotInfo, format_of_dtype, path_of, role_of
-from numwatch.stats import accumulate_group
+from numwatch.stats import accumulate_rows
+from numwatch.stats.dtypes import dtype_name
 from numwatch.taps.buffers import Buffers
-from numwatch.taps.changes import changes_of, judge, sampled_before
-from numwatch.taps.intended import Before
-from numwatch.taps.moments import judge_moments, states_of
-from numwatch.taps.parameters import Parameters, Updated, has_dense_gradient
+from numwatch.taps.changes import Judged, Weights, changes_of, judge, weights_before
+from numwatch.taps.moments import States, samples_of, states_of
+from numwatch.taps.parameters import Parameters, Updated
 from numwatch.taps.parcel import Parcel
-from numwatch.taps.placement import placement_of
 from numwatch.taps.sent_rows import SentRows
-from numwatch.taps.sent_updates import SentUpdates
+from numwatch.taps.sent_updates import JudgedStates, SentUpdates
 
 
 class UpdateTaps:
@@ -28,7 +27,7 @@ class UpdateTaps:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
-        self._before: dict[int, list[tuple[Updated, Before]]] = {}
+        self._before: dict[int, list[Weights]] = {}
         self._done: set[int] = set()
         self._parts: list[SentUpdates] = []
         self._known: dict[str, SlotInfo] = {}
@@ -50,10 +49,7 @@ class UpdateTaps:
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Samples the weights, and of narrow ones the optimizer's state."""
         if id(optimizer) not in self._done:
-            self._before[id(optimizer)] = [
-                (updated, sampled_before(optimizer, updated, self._parameters))
-                for updated in self._parameters.measured(optimizer)
-            ]
+            self._before[id(optimizer)] = weights_before(optimizer, self._parameters)
 
     def after_step(self, optimizer: torch.optim.Optimizer, position: int) -> None:
         """Measures what has become of them, all on the device.
@@ -64,58 +60,90 @@ class UpdateTaps:
         """
         remembered = self._before.pop(id(optimizer), [])
         self._done.add(id(optimizer))
-        stepped = [pair for pair in remembered if has_dense_gradient(pair[0].parameter)]
+        stepped = [kept for one in remembered if (kept := one.stepped()).members]
         if not stepped:
             return
-        changes = changes_of(optimizer, stepped, self._parameters)
-        states = states_of(optimizer, [updated for updated, _ in stepped], self._parameters)
+        states = states_of(optimizer, [one for weights in stepped for one in weights.members])
+        rows = _ParameterRows(
+            sum(len(weights.members) for weights in stepped)
+            + sum(len(one.members) for one in states)
+        )
         owner = type(optimizer).__name__
-        rows = [
-            *((f"{one.name}:{UPDATE_ROLE}", one.applied) for one in changes),
-            *((one.slot, one.state) for one in states),
-        ]
-        placements = {one.name: placement_of(one.parameter) for one, _ in stepped}
-        infos = [
-            self._learn(slot, sample, owner, placements[path_of(slot)]) for slot, sample in rows
-        ]
+        judged: list[Judged] = []
+        largest = 0
+        for change in changes_of(optimizer, stepped, self._parameters):
+            slots = [f"{one.name}:{UPDATE_ROLE}" for one in change.members]
+            self._learn(slots, change.members, change.applied, owner)
+            rows.add(slots, change.applied)
+            judged += judge(change)
+            largest = max(largest, 3 * change.applied.nbytes)
+        moments = []
+        for one in states:
+            moments.append(self._judge(one, rows, owner))
+            largest = max(largest, 2 * sum(t.nbytes for t in moments[-1].figures))
         may_skip = isinstance(getattr(optimizer, "found_inf", None), Tensor)
-        sent_rows = _sent_rows(infos, [sample for _, sample in rows])
-        judged, moments = list(judge(changes)), list(judge_moments(states))
-        self._parts.append(SentUpdates(position, may_skip, judged, moments, states, sent_rows))
-        held = [one for change in changes for one in (change.before, change.intended)]
-        held += [change.applied for change in changes if change.applied is not change.intended]
-        held += [tensor for _, before in stepped for tensor in before.tensors()]
-        held += sent_rows.parcel.tensors()
-        self.bytes = max(self.bytes, sum(tensor.nbytes for tensor in held))
+        self._parts.append(SentUpdates(position, may_skip, judged, moments, rows.send()))
+        held = sum(t.nbytes for weights in remembered for t in weights.tensors())
+        self.bytes = max(self.bytes, held + largest + rows.bytes)
 
     def take(self) -> list[SentUpdates]:
         """Returns what was measured in the step, on its way to the host."""
         parts, self._parts = self._parts, []
         return parts
 
-    def _learn(self, slot: str, sample: Tensor, owner: str, placement: str | None) -> SlotInfo:
-        if slot not in self._known:
-            dtype = str(sample.dtype).removeprefix("torch.")
-            self._known[slot] = SlotInfo(
-                slot=slot,
-                module=path_of(slot),
-                role=role_of(slot),
-                module_class=owner,
-                shape=tuple(sample.shape),
-                dtype=dtype,
-                format=format_of_dtype(dtype),
-                placement=placement,
-            )
-        return self._known[slot]
+    def _judge(self, states: States, rows: "_ParameterRows", owner: str) -> JudgedStates:
+        figures = []
+        for some in samples_of(states):
+            self._learn(some.slots, some.members, some.values, owner)
+            rows.add(some.slots, some.values)
+            if some.figures is not None:
+                figures.append(some.figures)
+        dtype = dtype_name(states.dtype)
+        return JudgedStates(states.slots, dtype, states.sampled, states.kind, figures)
+
+    def _learn(
+        self, slots: Sequence[str], members: Sequence[Updated], samples: Tensor, owner: str
+    ) -> None:
+        for slot, one in zip(slots, members, strict=True):
+            if slot not in self._known:
+                dtype = dtype_name(samples.dtype)
+                self._known[slot] = SlotInfo(
+                    slot=slot,
+                    module=path_of(slot),
+                    role=role_of(slot),
+                    module_class=owner,
+                    shape=tuple(samples.shape[1:]),
+                    dtype=dtype,
+                    format=format_of_dtype(dtype),
+                    placement=one.known.placement,
+                )
 
 
-def _sent_rows(infos: Sequence[SlotInfo], samples: Sequence[Tensor]) -> SentRows:
-    devices: dict[torch.device, Buffers] = {}
-    for device in dict.fromkeys(sample.device for sample in samples):
-        buffers = devices[device] = Buffers(len(samples), device)
-        own = [index for index, sample in enumerate(samples) if sample.device == device]
-        tensors = [samples[index] for index in own]
-        accumulate_group(tensors, own, buffers.counts, buffers.reals, full=True)
-    parcel = Parcel([buffers.packed for buffers in devices.values()], owned=True)
-    names = tuple(info.slot for info in infos)
-    return SentRows(parcel, names, np.zeros(len(names), dtype=bool), {}, full=True)
+class _ParameterRows:
+    """The rows of a turn's updates and states, on each device that has some.
+
+    Attributes:
+        bytes: Memory they take.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._names: list[str] = []
+        self._buffers: dict[torch.device, Buffers] = {}
+        self.bytes = 0
+
+    def add(self, names: Sequence[str], samples: Tensor) -> None:
+        """Adds samples [k, n] to a row each."""
+        device = samples.device
+        if device not in self._buffers:
+            self._buffers[device] = Buffers(self._n, device)
+            self.bytes += self._buffers[device].packed.nbytes
+        buffers = self._buffers[device]
+        accumulate_rows(samples, len(self._names), buffers.counts, buffers.reals)
+        self._names += names
+
+    def send(self) -> SentRows:
+        """Sends them to the host."""
+        parcel = Parcel([buffers.packed for buffers in self._buffers.values()], owned=True)
+        scaled = np.zeros(len(self._names), dtype=bool)
+        return SentRows(parcel, tuple(self._names), scaled, {}, full=True)

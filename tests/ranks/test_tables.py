@@ -95,7 +95,7 @@ def test_rows_of_ranks_add_up_to_the_row_of_all_elements(parts):
 def update_of(before: torch.Tensor, intended: torch.Tensor, storage: str = "bf16") -> Update:
     (figures,) = swallowing(before[None], intended[None], storage, None).tolist()
     shares = update_shares(figures)
-    assert len(figures) == len(FIGURES)
+    sums = dict(zip(FIGURES, figures, strict=True))
     return Update(
         "w:update",
         storage,
@@ -107,6 +107,8 @@ def update_of(before: torch.Tensor, intended: torch.Tensor, storage: str = "bf16
         *(shares[name] for name in ("edq", "edq_normalised")),
         lost=True,
         intended="exact",
+        intended_sq=sums["delta_sq"],
+        weight_sq=sums["weight_sq"],
     )
 
 
@@ -117,10 +119,10 @@ def test_updates_of_shards_are_put_together_as_the_whole(seed, size, cut):
     before = torch.randn(64, generator=generator)
     update = torch.randn(64, generator=generator) * size
     whole = update_of(before, update)
-    tables = []
-    for part in (slice(None, cut), slice(cut, None)):
-        square = float(update[part].double().square().sum())
-        tables.append(updates_table([update_of(before[part], update[part])], {"w:update": square}))
+    tables = [
+        updates_table([update_of(before[part], update[part])])
+        for part in (slice(None, cut), slice(cut, None))
+    ]
     joined = type(tables[0])(
         tables[0].keys,
         sum(table.sums for table in tables),

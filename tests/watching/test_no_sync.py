@@ -8,8 +8,7 @@ from torch import nn
 
 import numwatch
 from numwatch.schedule import Schedule
-from numwatch.stats import block_kernel, reference
-from numwatch.stats.updates import by_operations
+from numwatch.stats import block_kernel, moments, packing, reference, updates
 from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
 from numwatch.watch import Watch
@@ -109,7 +108,9 @@ def parts(monkeypatch):
     monkeypatch.setattr(
         "numwatch.stats.block_kernel._cpu_sweep", lambda _x: block_kernel._reference
     )
-    monkeypatch.setattr("numwatch.stats.updates.by_loops", by_operations)
+    for module in (updates, moments, packing):
+        monkeypatch.setattr(module, "by_loops", module.by_operations)
+    monkeypatch.setattr("numwatch.taps.collector.row_writer", lambda *_, **__: None)
     model = Net()
     optimizer, scaler = fused_adam(model), Scaler("cpu")
     watch = Watch(model, Gate(strict=True), Schedule(2, 1))

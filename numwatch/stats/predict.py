@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from numwatch.formats import get_format, round_to_format
+from numwatch.formats import get_format
+from numwatch.formats.nearest import round_nearest
 from numwatch.stats.cuts import binade_ends, binade_slope, check_scale
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def rounded_points(
     """Magnitudes that stand for the tensor, how many elements each, and their rounding errors."""
     check_scale(scale)
     points, weights = spread_points(stats)
-    rounded = round_to_format(torch.from_numpy(points), get_format(fmt), scale=scale)
-    return points, weights, np.abs(rounded.numpy() - points)
+    rounded = round_nearest(points, get_format(fmt), scale)
+    return points, weights, np.abs(rounded - points)
 
 
 @lru_cache(maxsize=16)  # in one format after the other

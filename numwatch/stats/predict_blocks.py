@@ -11,17 +11,10 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from numwatch.errors import NumwatchError
-from numwatch.formats import (
-    FORMATS,
-    BlockFormat,
-    Format,
-    get_block_format,
-    get_format,
-    mx_scale_exponent,
-)
+from numwatch.formats import FORMATS, BlockFormat, Format, get_block_format, get_format
+from numwatch.formats.mx_exponents import mx_exponents
 from numwatch.stats import predict
 from numwatch.stats.block_layout import SLACK
 from numwatch.stats.bounded import Bounded
@@ -195,8 +188,7 @@ def _largest_scale(stats: TensorStats, fmt: BlockFormat) -> float:
 
 def _whole_scale(stats: TensorStats, element: Format, rule: ScaleRule) -> float:
     """The scale that an MX rule would give the tensor as one block."""
-    amax = torch.tensor(stats.amax, dtype=torch.float64)
-    return math.ldexp(1.0, -int(mx_scale_exponent(amax, element, rule)))
+    return math.ldexp(1.0, -int(mx_exponents(np.float64(stats.amax), element, rule)))
 
 
 def _row_scale(stats: TensorStats, fmt: Format, *, power_of_two: bool) -> float:

@@ -91,5 +91,7 @@ def scale_of(stats: TensorStats, fmt: Format, recipe: Recipe) -> float:
     if isinstance(recipe, StaticScaling):
         return recipe.scale
     if isinstance(recipe, CurrentScaling):
-        return float(recipe.over(np.array([stats.amax], np.float32), fmt)[0])
+        with np.errstate(over="ignore"):  # FP64's amaxes may be beyond FP32
+            amax = np.array([stats.amax]).astype(np.float32)
+        return float(recipe.over(amax, fmt)[0])
     raise ValueError(f"{recipe.name} has no scale that this tensor alone tells")

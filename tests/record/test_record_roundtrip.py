@@ -21,6 +21,7 @@ from numwatch.record import (
     row_stats,
 )
 from numwatch.record.pack import tensors_table
+from numwatch.record.schema import TABLES
 from numwatch.record.totals import slot_totals
 from numwatch.snapshot import (
     Cast,

@@ -8,6 +8,7 @@ from diagnosis_builders import Step, layers, snapshot
 from numwatch import diagnose, open_run
 from numwatch.rank_rows import RankRow
 from numwatch.record import Recorder, events_of
+from numwatch.snapshot import SlotInfo
 
 
 def record(directory, snapshots, infos):
@@ -47,3 +48,39 @@ def test_the_rank_that_an_inf_came_up_on_is_named(tmp_path):
     (finding,) = diagnose(record(tmp_path, steps, infos))
     assert (finding.rule, finding.slot) == ("nan-in-data", "net.0:input")
     assert finding.cause.endswith(", on rank 5 alone")
+
+
+def reduced_run(directory, before, after, steps=4):
+    infos = [
+        SlotInfo("net:grad_weight", "net", "grad_weight", "Linear", (64,), "float16", "fp16", 0),
+        SlotInfo("net.weight:grad_reduced", "net.weight", "grad_reduced", "SGD", (64,), "float16"),
+    ]
+    by_name = {info.slot: info for info in infos}
+    step = Step(tensors={"net:grad_weight": before, "net.weight:grad_reduced": after})
+    return record(directory, [snapshot(number, step, by_name) for number in range(steps)], infos)
+
+
+def test_a_reduction_that_flushes_is_told(tmp_path):
+    before = torch.full((64,), 2.0**-20)
+    after = before.clone()
+    after[:16] = 0
+    (finding,) = diagnose(reduced_run(tmp_path, before, after))
+    assert (finding.rule, finding.slot) == ("reduction-flushes", "net.weight:grad_reduced")
+    assert finding.evidence[0].value == 0.25
+    assert "reduce_dtype=torch.float32" in finding.cure
+
+
+def test_zeros_that_were_there_before_are_not_the_reductions(tmp_path):
+    before = torch.full((64,), 2.0**-20)
+    before[:16] = 0
+    found = diagnose(reduced_run(tmp_path, before, before))
+    assert not [each for each in found if each.rule.startswith("reduction")]
+
+
+def test_a_reduction_that_overflows_is_told(tmp_path):
+    before = torch.full((64,), 60000.0)
+    after = before.clone()
+    after[0] = torch.inf
+    found = {each.rule: each for each in diagnose(reduced_run(tmp_path, before, after))}
+    assert found["reduction-overflows"].severity == "critical"
+    assert found["reduction-overflows"].evidence[0].value == 60000.0

@@ -39,8 +39,8 @@ class Entries(Sequence[Entry], Generic[Entry]):
     def __getitem__(self, index: int | slice) -> "Entry | Entries[Entry]":
         if isinstance(index, slice):
             return Entries(self._kind, {name: c[index] for name, c in self._columns.items()})
-        (entry,) = self[index : index + 1 or None]
-        return entry
+        at = range(len(self))[index]
+        return next(iter(self[at : at + 1]))
 
     def __iter__(self) -> Iterator[Entry]:
         names = list(self._columns)

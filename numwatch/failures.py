@@ -17,6 +17,7 @@ from numwatch.record import Recorder
 from numwatch.record.capsule import GIGABYTE, hex_of, write_capsule
 from numwatch.shadow import ShadowStep, reason
 from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.stats.finite import all_finite
 from numwatch.taps.autocast import Autocast
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook
@@ -341,13 +342,7 @@ def _are_finite(optimizer: torch.optim.Optimizer) -> bool:
         for parameter in group["params"]
         if (gradient := parameter.grad) is not None and _is_readable(gradient)
     ]
-    if not gradients:
-        return True
-    # A norm reads them faster than isfinite does; only where it overflows they are read again.
-    norms = torch._foreach_norm(gradients, 2)  # noqa: SLF001  # as in clip_grad_norm_
-    if all(map(math.isfinite, map(float, norms))):
-        return True
-    return all(bool(gradient.isfinite().all()) for gradient in gradients)
+    return all_finite(gradients)
 
 
 def _is_readable(gradient: Tensor) -> bool:

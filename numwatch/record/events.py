@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+
 from numwatch.snapshot import GRADIENT_ROLES, Rows, Snapshot, StepScalars, role_of
 from numwatch.stats.layout import NANS, NEGINFS, POSINFS
 
@@ -86,5 +88,8 @@ def _named(kind: str, names: Sequence[str]) -> dict[str, object]:
 def _nonfinite(rows: Rows | None) -> list[str]:
     if rows is None:
         return []
-    counts = rows.counts[:, [NANS, POSINFS, NEGINFS]].sum(axis=1)
-    return [slot for slot, count in zip(rows.slots, counts, strict=True) if count]
+    found: list[str] = []
+    for part in rows.parts:  # as they lie: all together would be copied
+        counts = part.counts[:, NANS] + part.counts[:, POSINFS] + part.counts[:, NEGINFS]
+        found += [part.slots[i] for i in np.flatnonzero(counts).tolist()]
+    return found

@@ -12,6 +12,7 @@ import torch
 from numwatch.stats import on_gpu, reference
 from numwatch.stats.block_kernel import accumulate_blocks, count_blocks
 from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
+from numwatch.stats.finite import all_finite
 from numwatch.stats.layout import unpack_row
 from numwatch.stats.moments import second_moment_figures
 from numwatch.stats.packing import pack
@@ -170,6 +171,7 @@ def warm_up(
     none, one = torch.zeros(1, 1), torch.ones(1, dtype=torch.float64)
     swallowing(pack([none], [1], 1), none, "bf16")
     second_moment_figures(none, none, one, one)
+    all_finite([none])
 
 
 def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:

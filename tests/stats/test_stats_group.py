@@ -101,3 +101,52 @@ def test_a_worker_s_error_is_raised():
 
     with pytest.raises(ArithmeticError):
         share_out(range(4), [fails, fails])
+
+
+@ALL_DTYPES
+def test_rows_of_a_matrix_are_its_tensors_one_by_one(dtype):
+    matrix = noise(5 * 700).to(dtype).reshape(5, 700)
+    (counts, reals), (expected, expected_reals) = nws.new_rows(8), nws.new_rows(8)
+    nws.accumulate_rows(matrix, 2, counts, reals)
+    nws.accumulate_rows(matrix[:0], 2, counts, reals)
+    for row, x in enumerate(matrix.unbind(), start=2):
+        nws.accumulate(x, expected, expected_reals, row)
+    assert torch.equal(counts, expected)
+    assert torch.allclose(reals, expected_reals, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="no row 8 "):
+        nws.accumulate_rows(matrix, 4, counts, reals)
+
+
+@ALL_DTYPES
+@pytest.mark.parametrize("full", [True, False], ids=["full", "amax"])
+def test_a_writer_of_small_tensors_adds_what_accumulate_does_or_nothing(dtype, full):
+    tensors = [*group_of(dtype), torch.ones(5, dtype=torch.int64), torch.ones(3) * 2j]
+    tensors.append(torch.ones(2, dtype=torch.complex64).conj().imag)
+    (counts, reals), (expected, expected_reals) = nws.new_rows(2), nws.new_rows(2)
+    writer = nws.row_writer(counts, reals, full=full)
+    one = nws.accumulate if full else nws.accumulate_amax
+    added = [x for x in tensors if writer.add(x, 1)]
+    for x in added:
+        one(x, expected, expected_reals, 1)
+    quick = dtype in (torch.float32, torch.bfloat16, torch.float16)
+    assert len(added) == (4 if quick else 0)  # of five elements and of one, each twice
+    assert all(x.numel() <= cpu.SMALL and x.is_contiguous() for x in added)
+    assert torch.equal(counts, expected)
+    assert torch.allclose(reals, expected_reals, rtol=1e-12, atol=1e-12)
+
+
+def test_a_writer_takes_no_tensor_without_memory_of_its_own():
+    writer = nws.row_writer(*nws.new_rows(1), full=True)
+    taken = []
+
+    def see(x):
+        taken.append(writer.add(x, 0))
+        return x.sum()
+
+    torch.func.vmap(see)(torch.ones(3, 4))
+    freed = torch.ones(4)
+    freed.untyped_storage().resize_(0)
+    assert taken == [False]
+    assert not writer.add(freed, 0)
+    assert not writer.add(torch.empty(4, device="meta"), 0)
+    assert not writer.counts.any()

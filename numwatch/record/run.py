@@ -147,7 +147,7 @@ class Run:
 
     def ranks(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `ranks` table: whose numbers stood out where several processes trained."""
-        return self._table("ranks", first=first, last=last)
+        return _joined("ranks", self.batches("ranks", first=first, last=last))
 
     def updates(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `updates` table: what each parameter's updates would lose in each format."""

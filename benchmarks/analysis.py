@@ -6,9 +6,9 @@
     python benchmarks/analysis.py --steps 1000          # a tenth of it
 
 Each command runs as a user runs it, in a process of its own, from its start to its end, the imports
-included; how long importing takes, torch's share first, stands beside it. The best of `--rounds`
-counts, for a machine with other work on it only ever adds. The records are those of
-`benchmarks/diagnose.py`.
+included; how long importing takes stands beside it. The best of `--rounds` counts, for a machine
+with other work on it only ever adds. The records are `long_record.py`'s: every slot at every step,
+each fifth of them whole.
 """
 
 import argparse
@@ -21,8 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from diagnose import write
-from machine import machine
+from long_record import slots_of, write
 
 RESULTS = Path(__file__).parent / "results" / "analysis-cpu.json"
 MIB, GB = 2**20, 10**9
@@ -45,9 +44,17 @@ COMMANDS = (
     Command("report", ("report",), long=False, seconds=2.0),
     Command("diagnose", ("diagnose", "--fail-on", "never"), long=True, seconds=30.0),
     Command("recommend amp", ("recommend", "--target", "amp"), long=True, seconds=30.0),
-    Command("recommend fp8", ("recommend", "--target", "fp8"), long=True, seconds=30.0),
+    *(
+        Command(f"recommend {name}", ("recommend", "--target", name), long=True, seconds=30.0)
+        for name in ("fp8", "mxfp8", "nvfp4")
+    ),
 )
-IMPORTS = {"torch": "import torch", "numwatch": "import numwatch.cli.app"}
+IMPORTS = {
+    "command": "import numwatch.cli.app; from numwatch import open_run; import numwatch.report",
+    "numwatch": "import numwatch",
+    "torch": "import torch",
+}
+"""What a command imports before it reads; the package alone; and torch, which no command needs."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def table(lines: list[dict[str, object]], imports: dict[str, float]) -> list[str
             f"{line['rows']:,}",
             f"{line['record_mib']:.0f}",
             f"{line['seconds']:.1f}",
-            f"{imports['numwatch']:.1f} (torch {imports['torch']:.1f})",
+            f"{imports['command']:.1f}",
             f"{line['peak_mb']:.0f}",
             f"{line['limit_seconds']:.0f} s, {line['limit_mb']:.0f} MB",
         )
@@ -109,7 +116,7 @@ def main() -> None:
         for long in (False, True):
             steps = args.steps if long else args.steps // REPORTED
             directory = Path(temporary) / str(steps)
-            rows = write(directory, steps, args.slots, args.full_every)
+            rows = write(directory, slots_of(args.slots), steps, args.full_every)
             size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
             records[long] = directory, rows, size
         imports = {name: best(["-c", code], args.rounds).seconds for name, code in IMPORTS.items()}
@@ -130,6 +137,9 @@ def main() -> None:
             )
             print(f"{command.name}: {found.seconds:.1f} s, {found.peak / 1e6:.0f} MB")
     print("\n".join(table(lines, imports)))
+    # It imports torch. Of a process that was started by a large one Linux tells a large peak.
+    from machine import machine
+
     figures = {
         "machine": machine("cpu"),
         "steps": args.steps,

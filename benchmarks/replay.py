@@ -3,19 +3,19 @@
     python benchmarks/replay.py                          # 10,000 steps of 1,000 operands
     python benchmarks/replay.py --steps 1000 --slots 90
 
-Writes the record of `benchmarks/diagnose.py`, its slots all operands of GEMMs. Another process then
+Writes the record of `long_record.py`, its slots all operands of GEMMs. Another process then
 reads it once and replays a few recipes, so that its peak of memory is its own.
 """
 
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import diagnose
-from diagnose import _info, _peak, arguments, write
+from long_record import arguments, info, write
 from machine import machine
 from rich.progress import Progress
 
@@ -39,7 +39,7 @@ def operands(count: int) -> list[SlotInfo]:
     for order in range(-(-count // 3)):
         for role in ("input", "weight", "grad_output"):
             layer = f"blocks.{order}.fc"
-            infos.append(_info(layer, role, "Linear", "bfloat16", "bf16", order))
+            infos.append(info(layer, role, "Linear", "bfloat16", "bf16", order))
     return infos[:count]
 
 
@@ -62,7 +62,8 @@ def measure(directory: Path) -> dict[str, object]:
             del found
             seconds[recipe] = round(time.perf_counter() - start, 2)
             start = time.perf_counter()
-    return {"seconds": seconds, "peak_gib": round(_peak(), 3)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    return {"seconds": seconds, "peak_gib": round(peak, 3)}
 
 
 def main() -> None:
@@ -71,10 +72,9 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure)))
         return
-    diagnose.slots_of = operands
     with tempfile.TemporaryDirectory() as temporary:
         directory = args.keep or Path(temporary) / "record"
-        rows = write(directory, args.steps, args.slots, args.full_every)
+        rows = write(directory, operands(args.slots), args.steps, args.full_every)
         command = [sys.executable, __file__, "--measure", str(directory)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     figures = {

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities.rank_zero import (  # type: ignore[attr-defined]
+    rank_zero_warn,
+)
 from rich.console import Console
 from torch import Tensor
 
@@ -21,6 +24,12 @@ from .forensics import micro_batch
 from .shadow import shadow_step
 from .views import views_of
 
+_DEEPSPEED = (
+    "numwatch sees no updates, optimizer state, loss scale or skipped steps under DeepSpeed, whose "
+    "engine has an optimizer and a scaler of its own; forward rows and gradients it does see. Use "
+    "DDP or FSDP to have all of them in the record."
+)
+
 
 class NumericsMonitor(Callback):
     """Watches amax, underflow, overflow and the loss scale of a run, and says what it saw.
@@ -28,7 +37,7 @@ class NumericsMonitor(Callback):
     It prints a summary at each epoch's end, draws charts in the Trainer's TensorBoard logger
     (with another logger its scalars), and keeps a record in `<log_dir>/numwatch`, which
     `numwatch report` prints again. Training under it is bitwise the training without it. Of a
-    distributed run it watches rank 0.
+    distributed run it watches every rank, and rank 0 keeps what all of them saw.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -108,8 +117,8 @@ class NumericsMonitor(Callback):
         chosen = Path(self._dir or log_dir or trainer.default_root_dir).absolute()
         self.directory = self._resumed or chosen / RECORD_FOLDER
         self._resumed = None
-        if not trainer.is_global_zero:
-            return
+        if type(trainer.strategy).__name__ == "DeepSpeedStrategy":
+            rank_zero_warn(_DEEPSPEED, category=UserWarning)
         self._session = Session(
             pl_module,
             self.directory,
@@ -189,7 +198,7 @@ class NumericsMonitor(Callback):
         """Does the same for a run that failed, after it has kept a capsule of the step."""
         if self._session and isinstance(exception, Exception):
             self._session.end_by(exception)
-        self._close()
+        self._close(hurry=True)
 
     def teardown(self, _trainer: Any, _pl_module: Any, stage: str) -> None:
         """Leaves nothing behind, whatever way the fit ended."""
@@ -206,7 +215,7 @@ class NumericsMonitor(Callback):
         if directory and self._dir is None and Path(directory).is_dir():
             self._resumed = Path(directory)
 
-    def _close(self) -> None:
+    def _close(self, *, hurry: bool = False) -> None:
         session, self._session = self._session, None
         if session:
-            session.close()
+            session.close(hurry=hurry)

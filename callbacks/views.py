@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from numwatch.keeping import View
 from numwatch.report.tb_curation import Curation
-from numwatch.session import View
 from numwatch.snapshot import SlotInfo, Snapshot
 
 

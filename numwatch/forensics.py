@@ -11,10 +11,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import _disable_current_modes
 
 from numwatch.errors import NumwatchError
-from numwatch.shadow import ShadowStep, is_distributed, reason
+from numwatch.shadow import ShadowStep, reason
 from numwatch.taps.blame import DATA, FORWARD, LOSS, Blame, Suspect, description, is_nonfinite
 from numwatch.taps.fp32 import copy_exactly, empty, forgotten
 from numwatch.taps.hooks import tensors_in
+from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.places import Places
 from numwatch.taps.starts import Start
 
@@ -106,7 +107,7 @@ def find_origin(
 def _find(
     model: nn.Module, failed: FailedStep, around: Callable[[], AbstractContextManager[Any]]
 ) -> Origin:
-    if is_distributed():
+    if of_many_ranks():
         raise NumwatchError("the run is distributed, and a step of one rank alone could hang")
     with forgotten(model), torch.no_grad():
         copied = copy_exactly(model, failed.step.stand_ins)

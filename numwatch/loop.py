@@ -16,9 +16,10 @@ from typing_extensions import Self
 
 from numwatch.errors import NumwatchError
 from numwatch.failures import CAPSULE_GB, MicroBatch
+from numwatch.keeping import View
 from numwatch.record import RECORD_FOLDER
 from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
-from numwatch.session import Session, View
+from numwatch.session import Session
 from numwatch.settings import Settings
 from numwatch.shadow import LossOf, ShadowStep
 from numwatch.taps.sampling import SAMPLES
@@ -117,7 +118,7 @@ class LoopWatch:
         """Takes every hook off, flushes, and prints the summary, after an exception too."""
         if isinstance(error, Exception):
             self._session.end_by(error)
-        self._session.close()
+        self._session.close(hurry=error is not None)
         self._entered = None
 
 

@@ -3,35 +3,31 @@
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 
 from numwatch.failures import Failures, MicroBatch
-from numwatch.record import Recorder, events_of
+from numwatch.keeping import Keeping, View
+from numwatch.ranks import PATIENCE_SECONDS, Reducer
 from numwatch.settings import Settings
 from numwatch.shadow import ShadowStep, reason
-from numwatch.snapshot import SlotInfo, Snapshot
+from numwatch.snapshot import SlotInfo
 from numwatch.stats import warm_up
 from numwatch.taps.casts import rounds_operands
 from numwatch.taps.flags import accumulation_flags
 from numwatch.taps.float8 import is_float8_linear
 from numwatch.taps.gate import Gate
+from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.scaler import Scaler
-from numwatch.telling import Telling
 from numwatch.watch import Watch, device_of
 
-
-class View(Protocol):
-    """A place beside the record where snapshots are shown as they come, such as TensorBoard."""
-
-    def write(self, snapshot: Snapshot, slots: Mapping[str, SlotInfo], step: int) -> None:
-        """Shows a snapshot at a step of the view's own axis."""
+HURRY_SECONDS = 2.0
+"""How long a run that failed waits for other ranks' last numbers."""
 
 
 class Session:
@@ -70,20 +66,18 @@ class Session:
         self.directory = directory.absolute()  # the run may change its working directory
         self._gate = Gate(strict=settings.strict)
         self._gate.on_break = self._release
-        self._views: Sequence[View] = ()
         self._started = False
-        self._described: tuple[SlotInfo, ...] = ()
-        self._by_name: dict[str, SlotInfo] = {}
-        self._telling: Telling | None = None
         self._stop_on = settings.stop_on
         self._tried = False
-        self._told_bytes = 0
         self._told_blind = False
         self._told_unaudited = not settings.audit
+        self._told_alone = False
         self._watch: Watch | None = None
-        self._recorder: Recorder | None = None
+        self._keeping: Keeping | None = None
+        self._reducer: Reducer | None = None
         self._failures: Failures | None = None
         with self._gate.watching():
+            self._reducer = Reducer() if of_many_ranks() else None
             self._watch = Watch(
                 model,
                 self._gate,
@@ -93,24 +87,25 @@ class Session:
                 settings.update_samples,
                 audit=settings.audit,
             )
-            self._recorder = Recorder.open(
-                self.directory,
-                precision=_with_rounded(precision, model),
-                device=_device_name(model),
-                arguments=asdict(settings),
-                versions=_versions(),
-                flags=accumulation_flags(model),
-            )
-            self._telling = Telling(self._recorder, console)
+            if self._reducer is None or self._reducer.first:
+                self._keeping = Keeping(
+                    self.directory,
+                    console,
+                    views,
+                    precision=_with_rounded(precision, model),
+                    device=_device_name(model, 1 if self._reducer is None else self._reducer.size),
+                    arguments=asdict(settings),
+                    versions=_versions(),
+                    flags=accumulation_flags(model),
+                )
             # Compiling belongs to no step. It takes seconds once in an environment.
             warm_up((torch.float32, torch.bfloat16, torch.float16), device_of(model))
-            self._views = views()
             self._watch.attach(optimizers, scaler)
-            if settings.origin or settings.capsule_gb:
+            if self._keeping is not None and (settings.origin or settings.capsule_gb):
                 self._failures = Failures(
                     model,
                     self._watch,
-                    self._recorder,
+                    self._keeping.recorder,
                     self._gate,
                     precision=precision,
                     optimizers=optimizers,
@@ -142,21 +137,20 @@ class Session:
     @property
     def _critical(self) -> bool:
         """Whether `stop_on` asks the run to end."""
-        return self._stop_on is not None and self._telling is not None and self._telling.critical
+        return self._stop_on is not None and self._keeping is not None and self._keeping.critical
 
     def begin_step(self, step: int) -> None:
         """Opens a step, before its first forward."""
         if self.watching and self._watch:
             with self._gate.watching():
-                if self._recorder and not self._started:
+                if not self._started:
                     # Compiling and opening the record belong to no step: an entry of their own.
                     self._started = True
-                    seconds = self._gate.take_seconds()
-                    self._recorder.event("start", step, numwatch_seconds=seconds)
+                    self._event("start", step, numwatch_seconds=self._gate.take_seconds())
                 self._watch.begin(step)
-                if self._recorder and not self._told_unaudited and self._watch.unaudited:
+                if not self._told_unaudited and self._watch.unaudited:
                     self._told_unaudited = True
-                    self._recorder.event("audit", step, note=self._watch.unaudited)
+                    self._event("audit", step, note=self._watch.unaudited)
 
     def shadow(self, step: Callable[[], ShadowStep]) -> None:
         """Runs the coming micro-batch in FP32 first, where that is due."""
@@ -191,10 +185,9 @@ class Session:
 
     def end_by(self, error: BaseException) -> None:
         """Takes note of the exception that ends the run, and keeps a capsule of its step."""
-        if self._recorder is not None and self.watching:
+        if self.watching:
             with self._gate.watching():
-                step = self.step or 0
-                self._recorder.event("exception", step, text=reason(error))
+                self._event("exception", self.step or 0, text=reason(error))
         self.keep_capsule("exception", error)
 
     def add_loss(self, loss: Tensor | float | None) -> None:
@@ -220,8 +213,8 @@ class Session:
                 self._tried = self._critical  # since before this step: its capsule was due
                 self._watch.end(epoch=epoch, batch=batch)
                 self._keep()
-                if self._telling:
-                    self._telling.end_step()
+                if self._keeping:
+                    self._keeping.end_step()
             self._tell_blind()
 
     def pause(self) -> None:
@@ -241,44 +234,64 @@ class Session:
         if self.watching:
             with self._gate.watching():
                 self._keep(everything=True)
-                if self._telling:
-                    self._telling.end_epoch(epoch)
+                if self._keeping:
+                    self._keeping.end_epoch(epoch)
 
-    def close(self) -> None:
-        """Takes numwatch off the model, flushes, and prints the summary of the whole run."""
+    def close(self, *, hurry: bool = False) -> None:
+        """Takes numwatch off the model, flushes, and prints the summary of the whole run.
+
+        Args:
+            hurry: Whether other ranks may have come to another end, so that nobody waits for them.
+        """
         self._gate.settle()
+        if self._watch is not None:
+            self._watch.detach()
+            if self.watching:
+                with self._gate.watching():
+                    self._keep(everything=True, patience=HURRY_SECONDS if hurry else None)
+                    if self._keeping:
+                        self._keeping.end()
+            self._release()
+        if self._reducer is not None:
+            self._reducer.close()
+            self._reducer = None
+
+    def _event(self, kind: str, step: int, **details: object) -> None:
+        if self._keeping is not None:
+            self._keeping.recorder.event(kind, step, **details)
+
+    def _keep(self, *, everything: bool = False, patience: float | None = None) -> None:
         if self._watch is None:
             return
-        self._watch.detach()
-        if self.watching:
-            with self._gate.watching():
-                self._keep(everything=True)
-                if self._telling:
-                    self._telling.end()
-        self._release()
-
-    def _keep(self, *, everything: bool = False) -> None:
-        if self._watch is None or self._recorder is None or self._telling is None:
-            return
-        if self._watch.slots is not self._described:
-            self._described = self._watch.slots
-            self._by_name = {slot.slot: slot for slot in self._described}
-            self._recorder.describe(self._described)
-        for snapshot in self._watch.collect(everything=everything):
-            self._recorder.write(snapshot)
-            for kind, details in events_of(snapshot):
-                self._recorder.event(kind, snapshot.step, **details)
-            self._telling.see(snapshot)
-            if self._failures:
+        snapshots = self._watch.collect(everything=everything)
+        slots: Sequence[SlotInfo] = self._watch.slots
+        if self._reducer is not None:
+            self._reducer.put(snapshots, slots)
+            wait = patience or PATIENCE_SECONDS if everything else 0.0
+            snapshots, slots = self._reducer.take(wait)
+            self._tell_alone(self._reducer)
+        if self._keeping is not None and self._watch is not None:
+            self._keeping.keep(snapshots, slots, self._watch.bytes)
+        if self._failures:
+            for snapshot in snapshots:
                 self._failures.see(snapshot)
-            if _worth_showing(snapshot):
-                for view in self._views:
-                    view.write(snapshot, self._by_name, snapshot.step)
-            if self._watch.bytes > self._told_bytes:
-                self._told_bytes = self._watch.bytes
-                self._recorder.event("memory", snapshot.step, bytes=self._told_bytes)
-        if everything:
-            self._recorder.flush()
+
+    def _tell_alone(self, reducer: Reducer) -> None:
+        """Says once where the other ranks' numbers are missing from now on."""
+        why, step = reducer.alone, reducer.alone_since
+        if why is None or step is None or self._told_alone:
+            return
+        self._told_alone = True
+        self._event("alone", step, note=why)
+        if self._keeping is None:
+            self._release()  # nobody asks this rank any more
+            return
+        warnings.warn(
+            f"numwatch records rank 0 alone from step {step} on: {why}. Every rank must watch, and "
+            "end the same steps and epochs.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def _tell_blind(self) -> None:
         """Says once that compiled code calls no hooks."""
@@ -287,8 +300,9 @@ class Session:
         self._told_blind = True
         if "torch._dynamo" not in sys.modules:
             return  # its modules are just not called, or not yet
-        if self._recorder is not None:
-            self._recorder.event("unseen", 0, note="the model was compiled before")
+        self._event("unseen", 0, note="the model was compiled before")
+        if self._reducer is not None and not self._reducer.first:
+            return
         warnings.warn(
             "numwatch sees no activations: the model's graph was compiled before numwatch was put "
             "on it, and compiled graphs call no later hooks. Watch it before its first forward in "
@@ -304,16 +318,12 @@ class Session:
         if self._failures is not None:
             self._failures.detach()
             self._failures = None
-        recorder, self._recorder, self._watch = self._recorder, None, None
-        if recorder is not None:
+        if self._reducer is not None:
+            self._reducer.leave()
+        keeping, self._keeping, self._watch = self._keeping, None, None
+        if keeping is not None:
             with self._gate.watching():
-                recorder.close()
-
-
-def _worth_showing(snapshot: Snapshot) -> bool:
-    scalars = snapshot.scalars
-    moved = scalars.loss_scale_after != scalars.loss_scale_before
-    return snapshot.rows is not None or scalars.skipped or moved
+                keeping.recorder.close()
 
 
 def _with_rounded(precision: str, model: nn.Module) -> str:
@@ -326,11 +336,10 @@ def _with_rounded(precision: str, model: nn.Module) -> str:
     return " + ".join([precision, *sorted(kinds)])
 
 
-def _device_name(model: nn.Module) -> str:
+def _device_name(model: nn.Module, ranks: int) -> str:
     device = device_of(model)
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return str(device)
+    kind = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    return f"{device}{kind}" + (f" on {ranks} ranks" if ranks > 1 else "")
 
 
 def _versions() -> dict[str, str]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -15,6 +14,7 @@ from numwatch.taps.comparison import SampleCollector, Samples
 from numwatch.taps.fp32 import StandIns, apart, copy_in_fp32, empty, widen_arguments
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.modules import attach_modules, attach_weights
+from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.selection import Tap
 
@@ -96,7 +96,7 @@ class ShadowPass:
         return {}
 
     def _run(self, step: ShadowStep, collector: SampleCollector) -> None:
-        if is_distributed():
+        if of_many_ranks():
             raise NumwatchError("the run is distributed, and a step of one rank alone could hang")
         with apart(self._model):
             shadow = copy_in_fp32(self._model, step.stand_ins)
@@ -158,13 +158,6 @@ def _leaves(loss: Tensor) -> list[Tensor]:
 def _forget_gradient(parameter: Tensor) -> None:
     """Frees a gradient as soon as it has been seen: nobody steps with it."""
     parameter.grad = None
-
-
-def is_distributed() -> bool:
-    """Whether other processes take part in each step."""
-    distributed = torch.distributed
-    available = distributed.is_available() and distributed.is_initialized()
-    return available and distributed.get_world_size() > 1
 
 
 def reason(error: BaseException) -> str:

@@ -10,12 +10,17 @@ import numpy.typing as npt
 
 from numwatch.block_rows import BlockRows
 from numwatch.formats import UnknownFormatError, get_format
+from numwatch.rank_rows import RankRow
 from numwatch.stats import TensorStats, unpack_row
 
 FORWARD_ROLES = ("input", "weight", "output")
 GRADIENT_ROLES = ("grad_output", "grad_input", "grad_weight")
 GEMM_RESULTS = ("grad_input", "grad_weight")
+REPLICATED, SHARDED = "replicated", "sharded"
+"""Placements of parameters over the ranks of a run."""
 ROLES = FORWARD_ROLES + GRADIENT_ROLES
+REDUCED_ROLE = "grad_reduced"
+"""Role of a parameter's gradient after several ranks have reduced theirs to one."""
 UPDATE_ROLE = "update"
 """Role of a parameter's updates; its optimizer's state has the state's keys for roles (`exp_avg`).
 
@@ -33,8 +38,8 @@ class SlotInfo:
     Attributes:
         slot: The name, `<module path>:<role>`.
         module: Path of the module, as `named_modules` of the unwrapped model gives it.
-        role: One of `ROLES`, `UPDATE_ROLE`, or a key of the optimizer's state; of the last two
-            `module` is the path of the parameter.
+        role: One of `ROLES`, `UPDATE_ROLE`, `REDUCED_ROLE`, or a key of the optimizer's state; of
+            all but the first `module` is the path of the parameter.
         module_class: Class name of the module; of a parameter's slot, of its optimizer.
         shape: Shape of the last tensor seen, or None before one was seen.
         dtype: Its dtype's name without `torch.`, or None.
@@ -42,6 +47,9 @@ class SlotInfo:
             autocast, else the tensor's), or None before one was seen. The flushed, subnormal
             and saturated shares a report shows for this slot are about this format.
         order: Position in the order of first calls within a step, or None.
+        placement: Of a parameter's slot in a run of several ranks: `REPLICATED` where each holds
+            the same whole tensor, which counts once, `SHARDED` where each holds a part of it; None
+            elsewhere.
     """
 
     slot: str
@@ -52,6 +60,7 @@ class SlotInfo:
     dtype: str | None = None
     format: str | None = None
     order: int | None = None
+    placement: str | None = None
 
     @property
     def rounded(self) -> bool:
@@ -223,6 +232,8 @@ class Update:
         lost: Whether the weights are stored in this format, so that what is swallowed is gone.
         intended: Where D comes from: "applied" (FP32 weights took it whole), "exact" (the same
             element-wise optimizer on FP32 copies), "estimate" (one that is not element-wise).
+        intended_sq: |D|^2, by which samples of shards are put together; not recorded.
+        weight_sq: |w|^2, likewise.
     """
 
     slot: str
@@ -238,6 +249,8 @@ class Update:
     edq_normalised: float | None
     lost: bool
     intended: str
+    intended_sq: float = 0.0
+    weight_sq: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -379,7 +392,9 @@ class Snapshot:
     """One optimizer step as numwatch saw it; `rows` is None on steps whose tensors were not.
 
     `updates` and `states` come with full rows, `shadows` with those that had a shadow step,
-    `operations` with the first full rows of an attempt, `blocks` with some.
+    `operations` with the first full rows of an attempt, `blocks` with some. Where several ranks
+    train, `ranks` comes with rows, and `differing` names the scalars that should be the same on
+    all of them and are not.
     """
 
     step: int
@@ -390,6 +405,8 @@ class Snapshot:
     shadows: tuple[Shadow, ...] = ()
     operations: tuple[Operation, ...] = ()
     blocks: BlockRows | None = None
+    ranks: tuple[RankRow, ...] = ()
+    differing: tuple[str, ...] = ()
 
 
 def path_of(slot: str) -> str:

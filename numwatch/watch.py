@@ -18,14 +18,15 @@ from numwatch.taps.comparison import Comparison
 from numwatch.taps.culprits import Culprits
 from numwatch.taps.delivery import Delivery, EndedStep, Seen
 from numwatch.taps.gate import Gate, Mode
-from numwatch.taps.modules import attach_modules, attach_weights
+from numwatch.taps.modules import Removable, attach_modules, attach_weights
 from numwatch.taps.optimizers import OptimizerTaps
 from numwatch.taps.parameters import Parameters
+from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
 from numwatch.taps.selection import Tap, select, weight_of
 from numwatch.taps.tape import Tape, loss_scale_column
-from numwatch.taps.traced import Token, anchor_on
+from numwatch.taps.traced import anchor_on
 from numwatch.taps.updates import UpdateTaps
 
 
@@ -68,7 +69,7 @@ class Watch:
         self._scaler: Scaler | None = None
         self._follow([])
         self._handles: list[RemovableHandle] = []
-        self._module_handles: list[RemovableHandle | Token] = []
+        self._module_handles: list[Removable] = []
         self._paused_mode = Mode.OFF
         self._ended: list[EndedStep] = []
         self._deliveries: list[Delivery] = []
@@ -88,9 +89,10 @@ class Watch:
 
         The same object until something new is learnt.
         """
-        known = (self._collector.slots, self._updates.slots if self._updates else ())
+        updates = self._updates.slots if self._updates else ()
+        known = (self._collector.slots, updates, self._reduced.slots)
         if len(self._known) != len(known) or any(map(operator.is_not, known, self._known)):
-            self._known, self._slots = known, (*known[0], *known[1])
+            self._known, self._slots = known, tuple(slot for slots in known for slot in slots)
         return self._slots
 
     @property
@@ -244,7 +246,14 @@ class Watch:
             self._end_comparison()
             rows, blocks = self._collector.send()
             self._recorded = True
-            seen = Seen(rows, updates, self._comparison.send(), self._audit.send(), blocks)
+            seen = Seen(
+                rows,
+                updates,
+                self._comparison.send(),
+                self._reduced.take(),
+                self._audit.send(),
+                blocks,
+            )
         _remove(self.gate.step_handles)
         self.gate.switch(Mode.OFF)
         inside = self.gate.take_seconds()
@@ -286,8 +295,9 @@ class Watch:
         self._optimizers = list(optimizers)
         self._tape = Tape(self._device, len(self._optimizers))
         self._culprits = Culprits(self._parameters, self._device)
+        self._reduced = ReducedGradients(self._parameters)
         self._optimizer_taps = OptimizerTaps(
-            self._optimizers, self.gate, self._tape, self._culprits, self._updates
+            self._optimizers, self.gate, self._tape, self._culprits, self._updates, self._reduced
         )
 
     def _end_comparison(self) -> None:
@@ -310,7 +320,7 @@ def _weights(taps: Sequence[Tap]) -> Iterator[tuple[int, Tensor, Tap]]:
             yield tap.slots["weight"], weight, tap
 
 
-def _remove(handles: list[RemovableHandle] | list[RemovableHandle | Token]) -> None:
+def _remove(handles: list[RemovableHandle] | list[Removable]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()

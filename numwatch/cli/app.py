@@ -2,7 +2,6 @@
 
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -59,7 +58,9 @@ def numwatch(
     Nothing to watch at hand? `numwatch demo` trains a small GPT in real FP16.
     """
     if show_version:
-        typer.echo(f"numwatch {version('numwatch')}")
+        from numwatch.version import __version__
+
+        typer.echo(f"numwatch {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

@@ -25,6 +25,7 @@ PHASE_OF = {
             *("nan-in-backward", "layer-flushed", "gradient-underflow", "fp8-flushing"),
             *("vanishing-gradients", "exploding-gradients", "loss-rises-while-flushing"),
             *("gradient-norm-spike", "gradient-norm-drift"),
+            *("reduction-flushes", "reduction-overflows"),
         ),
         "backward",
     ),
@@ -38,7 +39,7 @@ PHASE_OF = {
     **dict.fromkeys(
         (
             *("loss-scale-collapse-overflow", "loss-scale-collapse-nan"),
-            *("loss-scale-too-low", "persistent-skips"),
+            *("loss-scale-too-low", "persistent-skips", "ranks-differ"),
         ),
         "loss scale",
     ),

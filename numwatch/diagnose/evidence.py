@@ -23,6 +23,8 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Found = TypeVar("Found")
 
+_NONFINITE_RANKS = ("nonfinite_rank", "nonfinite_ranks")
+
 
 @dataclass(frozen=True, eq=False)
 class Series:
@@ -198,6 +200,14 @@ class Evidence:
     def states(self) -> dict[tuple[str], dict[str, npt.NDArray[Any]]]:
         """The `states` table by slot, likewise."""
         return _grouped(self.run.states(first=self._first), ("slot",))
+
+    @cached_property
+    def nonfinite_ranks(self) -> dict[tuple[int, str], tuple[int, int]]:
+        """The first rank that held NaN or inf and how many did, by step and slot."""
+        rows = self.run.ranks(first=self._first).filter(pc.field("nonfinite_ranks") > 0)
+        columns = (rows[name].to_pylist() for name in ("step", "slot", *_NONFINITE_RANKS))
+        lines = zip(*columns, strict=True)
+        return {(step, slot): (rank, count) for step, slot, rank, count in lines}
 
     @cached_property
     def shadows(self) -> dict[tuple[str], dict[str, npt.NDArray[Any]]]:

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
 from numwatch.formats.lookup import get_block_format, get_format
-from numwatch.formats.rounding import (
-    Rounding,
-    RoundingError,
-    power_of_two,
-    quantize_fp64,
-    result_dtype,
-    to_fp64,
-)
+from numwatch.formats.modes import RoundingError
+from numwatch.formats.mx_exponents import E8M0_EXPONENT_MAX, E8M0_NAN, clip_at, exponent_by_rule
+from numwatch.formats.rounding import power_of_two, quantize_fp64, result_dtype, to_fp64
 from numwatch.formats.table import FORMATS
 
 if TYPE_CHECKING:
     from numwatch.formats.blocks import BlockFormat
+    from numwatch.formats.modes import Rounding, ScaleRule
     from numwatch.formats.types import Format
-
-ScaleRule = Literal["floor", "ceil", "even", "rceil"]
-
-_E8M0_EXPONENT_MAX = 127
-_E8M0_NAN = 128
 
 
 def round_to_block_format(
@@ -118,24 +108,11 @@ def mx_scale_exponent(
     """
     fmt = get_format(element)
     values = to_fp64(amax)
-    infinity = 2.0**1000 if rule == "rceil" else 2.0**128
-    mantissa, exponent = torch.frexp(values.clamp(max=infinity))
-    # frexp's mantissas are in [0.5, 1): half of those in the formulas.
-    if rule == "floor":
-        exponent = exponent - 1 - fmt.emax
-    elif rule == "ceil":
-        exponent = exponent - 1 + (mantissa > 0.5) - fmt.emax  # noqa: PLR2004
-    elif rule == "even":
-        precision = fmt.mantissa_bits + min(fmt.emax - fmt.emin, 0)
-        exponent = exponent - 1 + (mantissa >= 1 - 2.0 ** -(precision + 2)) - fmt.emax
-    elif rule == "rceil":
-        largest_mantissa, largest_exponent = math.frexp(fmt.max)
-        exponent = exponent - largest_exponent + (mantissa > largest_mantissa)
-    else:
-        raise RoundingError(f"scale_rule is one of {', '.join(get_args(ScaleRule))}, got {rule!r}")
-    exponent = exponent.clamp(-_E8M0_EXPONENT_MAX, _E8M0_EXPONENT_MAX)
-    exponent = torch.where(values == 0, -_E8M0_EXPONENT_MAX, exponent)
-    return torch.where(values.isnan(), _E8M0_NAN, exponent).to(torch.int32)
+    mantissa, exponent = torch.frexp(values.clamp(max=clip_at(rule)))
+    exponent = exponent_by_rule(mantissa, exponent, fmt, rule)
+    exponent = exponent.clamp(-E8M0_EXPONENT_MAX, E8M0_EXPONENT_MAX)
+    exponent = torch.where(values == 0, -E8M0_EXPONENT_MAX, exponent)
+    return torch.where(values.isnan(), E8M0_NAN, exponent).to(torch.int32)
 
 
 def into_blocks(rows: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
@@ -158,7 +135,7 @@ def block_scales(
     exponent = mx_scale_exponent(amax, fmt.element, rule if fmt.is_mx else "rceil")
     if not fmt.is_mx:
         exponent = torch.where(amax.isinf(), 0, exponent)
-    decode = torch.where(exponent == _E8M0_NAN, torch.nan, power_of_two(exponent))
+    decode = torch.where(exponent == E8M0_NAN, torch.nan, power_of_two(exponent))
     return torch.ones_like(decode), decode
 
 

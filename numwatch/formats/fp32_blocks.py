@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from numwatch.formats.block_rounding import ScaleRule, block_scales, into_blocks
+from numwatch.formats.block_rounding import block_scales, into_blocks
 from numwatch.formats.fp32_rounding import round_fp32
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from numwatch.formats.blocks import BlockFormat
-    from numwatch.formats.rounding import Rounding
+    from numwatch.formats.modes import Rounding, ScaleRule
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from numwatch.formats.rounding import Rounding, RoundingError, quantize
+from numwatch.formats.modes import RoundingError
+from numwatch.formats.rounding import quantize
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from numwatch.formats.modes import Rounding
     from numwatch.formats.types import Format
 
 _FP32_EXPONENT_BITS = 0x7F800000

@@ -8,26 +8,21 @@ inputs and scales up to FP32 the only rounding is the one asked for.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 
-from numwatch.errors import NumwatchError
 from numwatch.formats.lookup import get_format
+from numwatch.formats.modes import RoundingError
 
 if TYPE_CHECKING:
+    from numwatch.formats.modes import Rounding
     from numwatch.formats.types import Format
-
-Rounding = Literal["nearest", "stochastic"]
 
 _FP64_MANTISSA_BITS = 52
 _FP64_BIAS = 1023
 _FP64_EXPONENT_MASK = 0x7FF
 _FP64_LARGEST_EXPONENT = 1023
-
-
-class RoundingError(NumwatchError, ValueError):
-    """An argument that rounding cannot work with."""
 
 
 def round_to_format(

@@ -63,5 +63,5 @@ def _figures(fmt: Format) -> dict[str, object]:
         "binades": fmt.binades,
         "has_inf": fmt.has_inf,
         "has_nan": fmt.has_nan,
-        "torch_dtype": None if fmt.torch_dtype is None else str(fmt.torch_dtype),
+        "torch_dtype": fmt.torch_name and f"torch.{fmt.torch_name}",
     }

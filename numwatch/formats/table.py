@@ -11,17 +11,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import torch
-
 from numwatch.formats.types import Format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-def _torch_dtype(name: str) -> torch.dtype | None:
-    """Returns torch's dtype of that name, or None where this torch is too old to have it."""
-    return getattr(torch, name, None)
 
 
 _ALL = (
@@ -34,7 +27,7 @@ _ALL = (
         has_inf=True,
         has_nan=True,
         aliases=("float32", "float", "single", "f32", "binary32"),
-        torch_dtype=torch.float32,
+        torch_name="float32",
     ),
     Format(
         "tf32",
@@ -56,7 +49,7 @@ _ALL = (
         has_inf=True,
         has_nan=True,
         aliases=("bfloat16", "brain16"),
-        torch_dtype=torch.bfloat16,
+        torch_name="bfloat16",
     ),
     Format(
         "fp16",
@@ -67,7 +60,7 @@ _ALL = (
         has_inf=True,
         has_nan=True,
         aliases=("float16", "half", "f16", "binary16"),
-        torch_dtype=torch.float16,
+        torch_name="float16",
     ),
     Format(
         "e4m3",
@@ -77,7 +70,7 @@ _ALL = (
         max=448.0,
         has_nan=True,
         aliases=("e4m3fn", "float8_e4m3fn", "float8_e4m3", "fp8_e4m3", "fp8_e4m3fn", "f8e4m3fn"),
-        torch_dtype=torch.float8_e4m3fn,
+        torch_name="float8_e4m3fn",
     ),
     Format(
         "e4m3fnuz",
@@ -88,7 +81,7 @@ _ALL = (
         has_nan=True,
         has_negative_zero=False,
         aliases=("float8_e4m3fnuz", "fp8_e4m3fnuz", "f8e4m3fnuz"),
-        torch_dtype=torch.float8_e4m3fnuz,
+        torch_name="float8_e4m3fnuz",
     ),
     Format(
         "e5m2",
@@ -99,7 +92,7 @@ _ALL = (
         has_inf=True,
         has_nan=True,
         aliases=("float8_e5m2", "fp8_e5m2", "f8e5m2"),
-        torch_dtype=torch.float8_e5m2,
+        torch_name="float8_e5m2",
     ),
     Format(
         "e5m2fnuz",
@@ -110,7 +103,7 @@ _ALL = (
         has_nan=True,
         has_negative_zero=False,
         aliases=("float8_e5m2fnuz", "fp8_e5m2fnuz", "f8e5m2fnuz"),
-        torch_dtype=torch.float8_e5m2fnuz,
+        torch_name="float8_e5m2fnuz",
     ),
     Format(
         "e3m2",
@@ -149,7 +142,7 @@ _ALL = (
         has_negative_zero=False,
         signed=False,
         aliases=("float8_e8m0fnu", "e8m0fnu", "ue8m0", "f8e8m0fnu"),
-        torch_dtype=_torch_dtype("float8_e8m0fnu"),
+        torch_name="float8_e8m0fnu",
     ),
     Format(
         "int8",
@@ -159,7 +152,7 @@ _ALL = (
         max=127.0,
         has_negative_zero=False,
         aliases=("i8", "s8"),
-        torch_dtype=torch.int8,
+        torch_name="int8",
     ),
     # The element of the block format of the same name: an INT8 with an implied factor of 2^-6.
     Format(

@@ -32,7 +32,7 @@ class Format:
         has_negative_zero: Whether -0 has one.
         signed: Whether negative values have one.
         aliases: Other spellings, as libraries and papers write them.
-        torch_dtype: The dtype that stores it, one value an element; None where this torch has none.
+        torch_name: Name of torch's dtype that stores it, one value an element, or None.
     """
 
     name: str
@@ -47,7 +47,17 @@ class Format:
     has_negative_zero: bool = True
     signed: bool = True
     aliases: tuple[str, ...] = ()
-    torch_dtype: torch.dtype | None = None
+    torch_name: str | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """The dtype of that name; None where there is none, or this torch is too old to have it."""
+        if self.torch_name is None:
+            return None
+        import torch  # whoever has no tensors needs none
+
+        found: torch.dtype | None = getattr(torch, self.torch_name, None)
+        return found
 
     @property
     def bits(self) -> int:

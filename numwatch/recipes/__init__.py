@@ -1,5 +1,8 @@
 """How a scale is chosen over time: pure functions."""
 
+from typing import TYPE_CHECKING
+
+from numwatch.on_demand import on_demand
 from numwatch.recipes.blockwise import BlockScaling, MXScaling, NVFP4Scaling, RowScaling
 from numwatch.recipes.collapse import Collapse, CollapseAlarm
 from numwatch.recipes.gradients import GradientGroup
@@ -16,10 +19,12 @@ from numwatch.recipes.scaling import (
     DelayedScaling,
     StaticScaling,
     TensorScaling,
-    scales_over,
 )
 from numwatch.recipes.spec import AnyRecipe, Recipe, parse_any_recipe, parse_recipe, recipe_text
 from numwatch.recipes.window import ScaleLine, StepsInside, Window, inside, loss_scale_window
+
+if TYPE_CHECKING:
+    from numwatch.recipes.stepping import scales_over
 
 __all__ = [
     "AnyRecipe",
@@ -52,3 +57,5 @@ __all__ = [
     "scales_over",
     "skips_to_zero",
 ]
+
+on_demand(__name__, {"numwatch.recipes.stepping": ("scales_over",)})

@@ -98,20 +98,20 @@ def _flushed_of_rounded(
     """Elements flushed at each factor [K, 3], and how many were before the tensor was seen."""
     higher = [factor for factor in factors if factor > 1.0]
     lost, *still_lost = estimate_lost(stats, fmt, [1.0, *higher])
-    gone = iter(still_lost)
+    gone, cut = iter(still_lost), fmt.flush_threshold
     rows = []
     for factor in factors:
         before = next(gone) if factor > 1.0 else lost
-        seen = _seen(stats, fmt, factor) if factor < 1.0 else _NONE
+        flushes = factor < 1.0 and stats.amin * factor <= cut
+        seen = _seen(stats, fmt, factor, cut) if flushes else _NONE
         rows.append((seen.value + before.value, seen.low, seen.high + before.high))
     return np.array(rows), lost.value
 
 
-def _seen(stats: TensorStats, fmt: Format, factor: float) -> Bounded:
-    """Elements not flushed yet that are at a factor below 1."""
-    cut = fmt.flush_threshold
-    if stats.amin * factor > cut:
-        return _NONE
+def _seen(stats: TensorStats, fmt: Format, factor: float, cut: float) -> Bounded:
+    """Elements not flushed yet that are at a factor which takes amin to the cut or below."""
+    if stats.amax * factor < cut:
+        return Bounded.exactly(float(stats.nonzeros))
     below, at_most = count_below(stats, cut, factor), count_at_most(stats, cut, factor)
     # What was rounded onto the cut had been on either side of it.
     halfway = below.value + _on_the_cut(stats, fmt, cut / factor) / 2

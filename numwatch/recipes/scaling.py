@@ -1,7 +1,7 @@
 """How the scale of one whole tensor is chosen, step by step, from its amax.
 
-All arithmetic is FP32, as the libraries keep scales, and on the amax's own device: nothing here
-waits for it. An amax may stand for many tensors at once; all rules work element by element.
+All arithmetic is FP32, as the libraries keep scales. What was recorded is gone through in NumPy,
+`over` all of it at once; `step` is of tensors, see `numwatch.recipes.stepping`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
-import torch
 
 from numwatch.errors import NumwatchError
 from numwatch.formats import FORMATS
@@ -30,10 +29,11 @@ State = Mapping[str, "Tensor"]
 """What a rule remembers between steps, by name: small tensors, fit for a checkpoint."""
 Algorithm = Literal["max", "most_recent"] | Callable[["Tensor"], "Tensor"]
 
-_FP32_MAX, _SMALLEST = FORMATS["fp32"].max, FORMATS["fp32"].smallest_subnormal
-_CURRENT_EPS = 1e-12
+FP32_MAX, _SMALLEST = FORMATS["fp32"].max, FORMATS["fp32"].smallest_subnormal
+CURRENT_EPS = 1e-12
 """Amaxes below it count as it: torchao's `EPS`."""
-_FP32_EXPONENT = 0x7F800000
+FP32_EXPONENT = 0x7F800000
+"""The bits of the exponent field."""
 _WIDEST_MARGIN = 16
 """More would take a large amax's scale out of FP32; E4M3 has 18 binades in all."""
 
@@ -82,7 +82,7 @@ class StaticScaling:
 
     def __post_init__(self) -> None:
         """Refuses what is no scale."""
-        if not _SMALLEST <= self.scale <= _FP32_MAX:
+        if not _SMALLEST <= self.scale <= FP32_MAX:
             raise NumwatchError(f"a static scale is positive and finite; got {self.scale!r}")
 
     def start(self, like: Tensor) -> State:  # noqa: ARG002  # it remembers nothing
@@ -91,7 +91,9 @@ class StaticScaling:
 
     def step(self, state: State, amax: Tensor, fmt: Format) -> tuple[Tensor, State]:  # noqa: ARG002
         """Returns the scale."""
-        return torch.full_like(amax, self.scale, dtype=torch.float32), state
+        from numwatch.recipes.stepping import static_scale
+
+        return static_scale(self, amax), state
 
     def over(self, amaxes: Floats, fmt: Format, runs: Ints | None = None) -> Floats:  # noqa: ARG002
         """Returns the scale, at each cast."""
@@ -118,16 +120,17 @@ class CurrentScaling:
 
     def step(self, state: State, amax: Tensor, fmt: Format) -> tuple[Tensor, State]:
         """Returns the scale of this tensor."""
-        wide = amax.to(torch.float64)
-        scale = (fmt.max / wide.clamp(min=_CURRENT_EPS)).to(torch.float32)
-        if self.power_of_two:
-            scale = floor_to_power_of_two(scale)
-        return torch.where((wide > 0) & wide.isfinite(), scale, 1.0), state
+        from numwatch.recipes.stepping import current_scale
+
+        return current_scale(self, amax, fmt), state
 
     def over(self, amaxes: Floats, fmt: Format, runs: Ints | None = None) -> Floats:  # noqa: ARG002
         """Returns each tensor's scale; none depends on another's."""
-        scales: Floats = self.step({}, torch.from_numpy(amaxes), fmt)[0].numpy()
-        return scales
+        wide = amaxes.astype(np.float64)
+        scales = (fmt.max / np.maximum(wide, CURRENT_EPS)).astype(np.float32)
+        if self.power_of_two:  # none is below FP32's smallest normal value
+            scales = (scales.view(np.int32) & FP32_EXPONENT).view(np.float32)
+        return np.where((wide > 0) & np.isfinite(wide), scales, np.float32(1.0))
 
 
 @dataclass(frozen=True)
@@ -172,27 +175,15 @@ class DelayedScaling:
 
     def start(self, like: Tensor) -> State:
         """Remembers an empty history and the scale 1."""
-        return {
-            "history": like.new_zeros((self.history, *like.shape), dtype=torch.float32),
-            "scale": torch.ones_like(like, dtype=torch.float32),
-        }
+        from numwatch.recipes.stepping import delayed_start
+
+        return delayed_start(self, like)
 
     def step(self, state: State, amax: Tensor, fmt: Format) -> tuple[Tensor, State]:
         """Returns the scale that the steps before this one left."""
-        scale, before = state["scale"], state["history"]
-        # Slot 0 is the step at hand; slot 1 is the oldest, which the roll lets go of.
-        history = torch.cat([amax.to(torch.float32)[None], before[1:]])
-        chosen = self._chosen(history)
-        # A true FP32 division, as fused kernels do; `number / tensor` would round twice.
-        following = torch.full_like(chosen, self._largest(fmt)) / chosen
-        usable = (chosen > 0) & chosen.isfinite()
-        following = torch.where(usable, following.clamp(max=_FP32_MAX), scale)
-        rolled = torch.cat([torch.zeros_like(history[:1]), history[2:], history[:1]])
-        rolled = rolled[: self.history]
-        if not callable(self.algorithm):
-            ran = history[0] != 0
-            following, rolled = torch.where(ran, following, scale), torch.where(ran, rolled, before)
-        return scale, {"history": rolled, "scale": following}
+        from numwatch.recipes.stepping import delayed_step
+
+        return delayed_step(self, state, amax, fmt)
 
     def over(self, amaxes: Floats, fmt: Format, runs: Ints | None = None) -> Floats:
         """Returns the scale at each cast; of a history with gaps an estimate.
@@ -203,7 +194,9 @@ class DelayedScaling:
         history without holes, unseen runs are as if they had not been.
         """
         if callable(self.algorithm):
-            return _stepped(self, torch.from_numpy(amaxes)[:, None], fmt)[:, 0].numpy()
+            from numwatch.recipes.stepping import stepped
+
+            return stepped(self, amaxes, fmt)
         ran, rolls, seen = _rolls(amaxes, runs)
         if self.algorithm == "max":
             first = np.searchsorted(rolls[ran], rolls - self.history)
@@ -211,7 +204,7 @@ class DelayedScaling:
         else:
             chosen = np.concatenate([np.zeros(1, np.float32), amaxes[ran]])[seen]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            scales = np.minimum(np.float32(self._largest(fmt)) / chosen, np.float32(_FP32_MAX))
+            scales = np.minimum(np.float32(self.largest(fmt)) / chosen, np.float32(FP32_MAX))
         # What is not usable keeps the scale before it, which is the last usable one's.
         usable = (chosen > 0) & np.isfinite(chosen)
         last = np.maximum.accumulate(np.where(usable, np.arange(len(amaxes)), -1))
@@ -232,40 +225,9 @@ class DelayedScaling:
         first = np.searchsorted(rolls[ran], rolls - reach)
         return np.maximum(seen - first, 0), np.minimum(rolls, reach)
 
-    def _largest(self, fmt: Format) -> float:
+    def largest(self, fmt: Format) -> float:
+        """Returns what the chosen amax is taken to."""
         return fmt.max * 2.0**-self.margin
-
-    def _chosen(self, history: Tensor) -> Tensor:
-        if callable(self.algorithm):
-            return self.algorithm(history)
-        if self.algorithm == "most_recent":
-            return history[0]
-        return torch.where(history.isnan(), 0.0, history).amax(dim=0)
-
-
-def scales_over(recipe: TensorScaling, amaxes: Tensor, fmt: Format) -> Tensor:
-    """Returns the scale in force at each step of a history of amaxes that misses none.
-
-    Args:
-        recipe: The rule.
-        amaxes: [steps, ...]; converted to FP32.
-        fmt: The format cast to.
-
-    Returns:
-        FP32 in the shape of `amaxes`, on the CPU.
-    """
-    history = amaxes.detach().to("cpu", torch.float32)
-    if not history.numel():
-        return history
-    slots = history.reshape(len(history), -1)
-    scales = [recipe.over(np.ascontiguousarray(slot), fmt) for slot in slots.numpy().T]
-    return torch.from_numpy(np.stack(scales, axis=1)).reshape(history.shape)
-
-
-def floor_to_power_of_two(scale: Tensor) -> Tensor:
-    """Returns the largest power of two at or below each normal FP32 scale; inf and NaN stay."""
-    powers = (scale.view(torch.int32) & _FP32_EXPONENT).view(torch.float32)
-    return torch.where(scale.isfinite(), powers, scale)
 
 
 def _rolls(amaxes: Floats, runs: Ints | None) -> tuple[npt.NDArray[np.bool_], Ints, Ints]:
@@ -273,14 +235,3 @@ def _rolls(amaxes: Floats, runs: Ints | None) -> tuple[npt.NDArray[np.bool_], In
     ran = amaxes != 0
     count = np.arange(len(amaxes)) if runs is None else runs
     return ran, count - (np.cumsum(~ran) - ~ran), np.cumsum(ran) - ran
-
-
-def _stepped(recipe: TensorScaling, amaxes: Tensor, fmt: Format) -> Tensor:
-    """The scales at each of `amaxes` [n, ...], step by step."""
-    if not len(amaxes):
-        return amaxes
-    state, scales = recipe.start(amaxes[0]), []
-    for amax in amaxes:
-        scale, state = recipe.step(state, amax, fmt)
-        scales.append(scale)
-    return torch.stack(scales)

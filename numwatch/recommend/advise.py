@@ -12,9 +12,10 @@ from numwatch.plan import OPERAND_ROLES, TARGETS, ModulePlan, Plan, Training
 from numwatch.recommend.amp import choose_amp
 from numwatch.recommend.candidates import GEMM_TARGETS
 from numwatch.recommend.choose import choose_module, fitting
-from numwatch.recommend.history import History, read_histories
+from numwatch.recommend.history import History
 from numwatch.recommend.keep import ends_to_keep, first_call, reasons_to_keep, sizes_of
 from numwatch.recommend.masters import Masters, choose_masters
+from numwatch.recommend.reading import read_histories
 from numwatch.record import Run, open_run
 from numwatch.record.ahead import read_ahead
 from numwatch.record.totals import read_totals
@@ -58,7 +59,7 @@ def recommend(
         return Plan(target, _amp_training(record, progress), (), source)
     histories = read_histories(record, progress)
     modules = _modules(histories, record.slots)
-    if not any(history.rows for history in histories.values()):
+    if not any(len(history.rows) for history in histories.values()):
         raise NumwatchError(
             f"{record.path} holds no GEMM operand seen in full: record some, with "
             "`NumericsMonitor(every_n_steps=...)` and inputs, weights and output gradients included"

@@ -74,7 +74,7 @@ def _unseen(history: History | None) -> str:
     """Why nothing can be said of an operand."""
     if history is None or not len(history.steps) + history.nonfinite:
         return "was not recorded"
-    if not history.rows:
+    if not len(history.rows):
         return "held NaN or infinities, or was not seen in full"
     return "was zero throughout"
 

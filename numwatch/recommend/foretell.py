@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from numwatch.plan import Plan, Prediction
-from numwatch.recommend.history import read_histories
 from numwatch.recommend.outcome import outcome_of
 from numwatch.recommend.proof import SlotProof
+from numwatch.recommend.reading import read_histories
 from numwatch.record import Run
 from numwatch.record.totals import slot_totals
 

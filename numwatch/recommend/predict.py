@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
 from numwatch.formats import BlockFormat, Format
 from numwatch.recipes.blockwise import RowScaling
@@ -91,6 +91,7 @@ def scale_of(stats: TensorStats, fmt: Format, recipe: Recipe) -> float:
     if isinstance(recipe, StaticScaling):
         return recipe.scale
     if isinstance(recipe, CurrentScaling):
-        amax = torch.tensor(stats.amax, dtype=torch.float32)
-        return float(recipe.step({}, amax, fmt)[0])
+        with np.errstate(over="ignore"):  # FP64's amaxes may be beyond FP32
+            amax = np.array([stats.amax]).astype(np.float32)
+        return float(recipe.over(amax, fmt)[0])
     raise ValueError(f"{recipe.name} has no scale that this tensor alone tells")

@@ -25,9 +25,10 @@ def events_of(snapshot: Snapshot) -> list[Event]:
     `capsule`.
     Kinds: `skip` (the optimizer left the weights alone; of several, which), `overflow` (the scaler
     found a non-finite gradient; with the parameters and the slots that held one, where known),
+    `differing` (scalars that should be the same on all ranks and are not),
     `backoff` and `growth` (the loss scale moved, at each turn of several optimizers), `nonfinite`
-    (slots that held NaN or inf on a recorded step). Of names there are at most `MAX_NAMES`;
-    `more_slots` and `more_parameters` count the others.
+    (slots that held NaN or inf on a recorded step; of several ranks, the first). Of names there are
+    at most `MAX_NAMES`; `more_slots` and `more_parameters` count the others.
     """
     scalars = snapshot.scalars
     slots = _nonfinite(snapshot.rows)
@@ -38,8 +39,17 @@ def events_of(snapshot: Snapshot) -> list[Event]:
         events.append(("skip", _skip(scalars)))
     events += _moves(scalars)
     if slots:
-        events.append(("nonfinite", _named("slots", slots)))
+        ranks = _first_ranks(snapshot, slots[:MAX_NAMES])
+        events.append(("nonfinite", {**_named("slots", slots), **ranks}))
+    if snapshot.differing:
+        events.append(("differing", {"scalars": list(snapshot.differing)}))
     return events
+
+
+def _first_ranks(snapshot: Snapshot, slots: Sequence[str]) -> dict[str, object]:
+    """The first rank that held a non-finite element of each slot, where several trained."""
+    first = {row.slot: row.nonfinite_rank for row in snapshot.ranks}
+    return {"ranks": [first.get(slot) for slot in slots]} if first else {}
 
 
 def _culprits(scalars: StepScalars, slots: Sequence[str]) -> dict[str, object]:

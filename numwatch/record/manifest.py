@@ -23,6 +23,7 @@ _SLOT_TYPES = {
     "dtype": str | None,
     "format": str | None,
     "order": int | None,
+    "placement": str | None,
 }
 _ORDERS = 1 << 53
 """Orders are compared as doubles, and JSON's integers have no end."""

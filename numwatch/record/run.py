@@ -1,13 +1,12 @@
 """`Run`: what was kept of a run, its attempts joined."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from numwatch.errors import near
 from numwatch.record.errors import RecordError
@@ -21,8 +20,8 @@ from numwatch.record.manifest import (
     read_manifest,
     read_slots,
 )
-from numwatch.record.parts import DAMAGED, Part, open_part, part_files, read_part
 from numwatch.record.schema import SCHEMA_VERSION, TABLES
+from numwatch.record.tables import Steps, Tables, slot_filter
 from numwatch.snapshot import ROLES, SlotInfo
 
 
@@ -57,11 +56,7 @@ class Run:
         self.path = path
         self.problems: list[str] = []
         self.attempts = self._read_manifests()
-        # Steps last, which the writer flushes first: a run that goes on meanwhile shows no rows
-        # here whose step is missing.
-        in_order = sorted(TABLES, key=lambda name: name == "steps")
-        self._parts = {name: self._open_parts(name) for name in in_order}
-        self._ends = self._find_ends()
+        self._tables = Tables(path, self._problem)
 
     @property
     def manifest(self) -> Manifest:
@@ -98,7 +93,7 @@ class Run:
 
     def steps(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `steps` table, from step `first` to step `last`, both included."""
-        return self._table("steps", first=first, last=last)
+        return _joined("steps", self.batches("steps", first=first, last=last))
 
     def tensors(
         self,
@@ -115,8 +110,10 @@ class Run:
             RecordError: The run has no such slot, module or role.
         """
         self._check_names(slot, module, role)
-        wanted = _slot_filter(slot, module, role)
-        return self._table("tensors", first=first, last=last, wanted=wanted)
+        wanted = slot_filter(slot, module, role)
+        return _joined(
+            "tensors", self._tables.pieces("tensors", first=first, last=last, wanted=wanted)
+        )
 
     def tensor_batches(
         self, *, first: int | None = None, last: int | None = None
@@ -125,26 +122,44 @@ class Run:
         return self.batches("tensors", first=first, last=last)
 
     def batches(
-        self, table: str, *, first: int | None = None, last: int | None = None
+        self,
+        table: str,
+        *,
+        columns: Sequence[str] | None = None,
+        first: int | None = None,
+        last: int | None = None,
+        steps: Steps | None = None,
     ) -> Iterator[pa.Table]:
-        """Yields any table of `TABLES` in such pieces."""
-        return self._tables(table, first, last, None)
+        """Yields any table of `TABLES` in such pieces.
+
+        Args:
+            table: Its name.
+            columns: Names of the columns that are read; all of them by default.
+            first: First step.
+            last: Last step.
+            steps: Rising, int64; just these steps.
+        """
+        return self._tables.pieces(table, columns=columns, first=first, last=last, steps=steps)
 
     def rows(self, table: str) -> int:
         """Returns how many rows a table has, repeated steps of earlier attempts included."""
-        return sum(part.rows for part in self._parts[table])
+        return self._tables.rows(table)
+
+    def ranks(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
+        """Returns the `ranks` table: whose numbers stood out where several processes trained."""
+        return _joined("ranks", self.batches("ranks", first=first, last=last))
 
     def updates(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `updates` table: what each parameter's updates would lose in each format."""
-        return self._table("updates", first=first, last=last)
+        return _joined("updates", self.batches("updates", first=first, last=last))
 
     def states(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `states` table: the optimizer's state beside what `tensors` tells of it."""
-        return self._table("states", first=first, last=last)
+        return _joined("states", self.batches("states", first=first, last=last))
 
     def shadows(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `shadows` table: gradients beside those of the same batch in FP32."""
-        return self._table("shadows", first=first, last=last)
+        return _joined("shadows", self.batches("shadows", first=first, last=last))
 
     def blocks(
         self,
@@ -161,13 +176,14 @@ class Run:
             RecordError: The run has no such slot, module or role.
         """
         self._check_names(slot, module, role)
-        return self._table(
-            "blocks", first=first, last=last, wanted=_slot_filter(slot, module, role)
+        wanted = slot_filter(slot, module, role)
+        return _joined(
+            "blocks", self._tables.pieces("blocks", first=first, last=last, wanted=wanted)
         )
 
     def operations(self, *, first: int | None = None, last: int | None = None) -> pa.Table:
         """Returns the `operations` table: what ran in the first step that was recorded whole."""
-        return self._table("operations", first=first, last=last)
+        return _joined("operations", self.batches("operations", first=first, last=last))
 
     def events(self) -> list[dict[str, Any]]:
         """Returns the lines of `events.jsonl`: attempt, step, kind and what belongs to the kind."""
@@ -178,7 +194,8 @@ class Run:
             return []
         for number in damaged:
             self._problem(f"{EVENTS} line {number} can't be read")
-        return [e for e in events if e["step"] < self._ends.get(e["attempt"], e["step"] + 1)]
+        ends = self._tables.ends
+        return [e for e in events if e["step"] < ends.get(e["attempt"], e["step"] + 1)]
 
     def _read_manifests(self) -> list[Manifest]:
         attempts = []
@@ -196,61 +213,6 @@ class Run:
             raise errors[0]
         return attempts
 
-    def _open_parts(self, name: str) -> list[Part]:
-        parts = []
-        for path, attempt, number in part_files(self.path, name):
-            try:
-                parts.append(open_part(path, name, attempt, number))
-            except DAMAGED as error:  # noqa: PERF203  # one bad file costs only itself
-                self._skip(path, error)
-        return parts
-
-    def _find_ends(self) -> dict[int, int]:
-        """Maps an attempt to the step from which on a later attempt holds instead."""
-        firsts: dict[int, int] = {}
-        for part in (part for parts in self._parts.values() for part in parts):
-            firsts[part.attempt] = min(part.first, firsts.get(part.attempt, part.first))
-        ends = {}
-        end = None
-        for attempt in sorted(firsts, reverse=True):
-            if end is not None:
-                ends[attempt] = end
-            end = firsts[attempt] if end is None else min(end, firsts[attempt])
-        return ends
-
-    def _table(
-        self,
-        name: str,
-        *,
-        first: int | None,
-        last: int | None,
-        wanted: pc.Expression | None = None,
-    ) -> pa.Table:
-        pieces = list(self._tables(name, first, last, wanted))
-        return pa.concat_tables(pieces) if pieces else TABLES[name].empty_table()
-
-    def _tables(
-        self, name: str, first: int | None, last: int | None, wanted: pc.Expression | None
-    ) -> Iterator[pa.Table]:
-        for part in self._parts[name]:
-            end = self._ends.get(part.attempt)
-            if (
-                (last is not None and part.first > last)
-                or (first is not None and part.last < first)
-                or (end is not None and part.first >= end)
-            ):
-                continue
-            try:
-                table = read_part(part)
-            except DAMAGED as error:
-                self._skip(part.path, error)
-                continue
-            kept = _step_filter(part, first, last, end)
-            for condition in (kept, wanted):
-                table = table if condition is None else table.filter(condition)
-            if table.num_rows:
-                yield table
-
     def _check_names(self, slot: str | None, module: str | None, role: str | None) -> None:
         modules = [info.module for info in self.slots.values()]
         roles = dict.fromkeys([*ROLES, *(info.role for info in self.slots.values())])
@@ -263,43 +225,10 @@ class Run:
             if name is not None and known and name not in known:
                 raise RecordError(f"no {kind} {name!r} in {self.path}{near(name, known)}")
 
-    def _skip(self, path: Path, error: BaseException) -> None:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        self._problem(f"{path.relative_to(self.path)} is damaged and left out ({reason})")
-
     def _problem(self, text: str) -> None:
         if text not in self.problems:
             self.problems.append(text)
 
 
-def _slot_filter(slot: str | None, module: str | None, role: str | None) -> pc.Expression | None:
-    column = pc.field("slot")
-    conditions = []
-    if slot is not None:
-        conditions.append(column == slot)
-    if module is not None:
-        conditions.append(pc.starts_with(column, f"{module}:"))
-    if role is not None:
-        conditions.append(pc.ends_with(column, f":{role}"))
-    return _all(conditions)
-
-
-def _step_filter(
-    part: Part, first: int | None, last: int | None, end: int | None
-) -> pc.Expression | None:
-    column = pc.field("step")
-    conditions = []
-    if first is not None and part.first < first:
-        conditions.append(column >= first)
-    if last is not None and part.last > last:
-        conditions.append(column <= last)
-    if end is not None and part.last >= end:
-        conditions.append(column < end)
-    return _all(conditions)
-
-
-def _all(conditions: list[pc.Expression]) -> pc.Expression | None:
-    joined = None
-    for condition in conditions:
-        joined = condition if joined is None else joined & condition
-    return joined
+def _joined(name: str, pieces: Iterator[pa.Table]) -> pa.Table:
+    return pa.concat_tables([TABLES[name].empty_table(), *pieces])

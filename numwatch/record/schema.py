@@ -163,6 +163,17 @@ From `blocks` on the columns are those of `numwatch.BlockHistogram`; `loss_scale
 `tensors`.
 """
 
+RANKS = _schema(
+    ("attempt", pa.int32(), _ALWAYS),
+    ("step", pa.int64(), _ALWAYS),
+    ("slot", pa.string(), _ALWAYS),
+    ("amax_rank", pa.int32(), _ALWAYS),
+    ("nonfinite_ranks", pa.int32(), _ALWAYS),
+    ("nonfinite_rank", pa.int32(), _NULLABLE),
+)
+"""One row per slot and recorded step of a run of several ranks; see `numwatch.rank_rows.RankRow`.
+"""
+
 TABLES = {
     "tensors": TENSORS,
     "steps": STEPS,
@@ -171,6 +182,7 @@ TABLES = {
     "shadows": SHADOWS,
     "operations": OPERATIONS,
     "blocks": BLOCKS,
+    "ranks": RANKS,
 }
 """Name of a table, which is its folder's too, to its columns."""
 

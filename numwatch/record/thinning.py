@@ -7,7 +7,7 @@ from typing import Any
 from numwatch.entries import Entries
 from numwatch.snapshot import Snapshot
 
-ENTRIES = ("updates", "states", "shadows", "operations")
+ENTRIES = ("updates", "states", "shadows", "operations", "ranks")
 """What a snapshot has beside packed arrays: small objects, some of them kept by column."""
 ENTRY_BYTES = 512
 """What one object takes, all told."""

@@ -13,43 +13,22 @@ from numwatch.errors import NumwatchError, near
 from numwatch.record import Run
 from numwatch.replay.columns import INF, NAN, Bools, Doubles, Ints, read_columns
 from numwatch.snapshot import SlotInfo, path_of, role_of
+from numwatch.stats.histograms import Histograms, places_of
 
 Singles = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class FullRows:
-    """Histograms of n rows of one slot, as they were seen; see `numwatch.TensorStats`.
+class FullRows(Histograms):
+    """Histograms of n rows of one slot, as they were seen.
 
     Attributes:
-        counts: Int64, the rows' binades one after the other.
-        ends: Int64 [n + 1], where in `counts` each row's begin, and the end.
-        first: Int64 [n], exponent of each row's first binade.
-        pow2s: Int64 [n].
-        amin: Float64 [n].
-        amax: Float64 [n].
         loss_scale: Float64 [n], what they are multiplied by.
         zeros: Int64 [n].
     """
 
-    counts: Ints
-    ends: Ints
-    first: Ints
-    pow2s: Ints
-    amin: Doubles
-    amax: Doubles
     loss_scale: Doubles
     zeros: Ints
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    @property
-    def elements(self) -> Ints:
-        """Finite non-zero elements, int64 [n]."""
-        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.counts)])
-        elements: Ints = np.diff(sums[self.ends])
-        return elements
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,9 +167,7 @@ class History:
     def _full_rows(self, own: Ints) -> FullRows:
         columns = self._columns
         at = columns.at[own]
-        begin, length = columns.begin[at], columns.length[at]
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(length)])
-        flat = np.arange(ends[-1]) + np.repeat(begin - ends[:-1], length)
+        flat, ends = places_of(columns.begin[at], columns.length[at])
         return FullRows(
             counts=columns.counts[flat].astype(np.int64),
             ends=ends,

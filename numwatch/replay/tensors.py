@@ -10,7 +10,7 @@ from numwatch.recipes.spec import TensorRecipe
 from numwatch.replay.columns import Bools, Doubles
 from numwatch.replay.figures import Reach, SlotReplay
 from numwatch.replay.history import SlotHistory
-from numwatch.replay.shares import shares_at_most
+from numwatch.stats.cuts_of_rows import shares_at_most
 
 ROUNDING = 1 + 2.0**-22
 """Scales are FP32: an amax scaled by its own scale lands up to two roundings above the largest."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from numwatch.record.ahead import joined
 from numwatch.snapshot import path_of, role_of
 
 _LAST = ("dtype", "eps", "eps_stored", "decay", "decay_stored")
@@ -59,7 +60,7 @@ class StateFigures:
 def read_states(tables: Iterable[pa.Table]) -> tuple[StateFigures, ...]:
     """Returns what pieces of the `states` table say, slot by slot in order of appearance."""
     totals = _Totals()
-    for table in tables:
+    for table in joined(tables):
         totals.add(table)
     return totals.figures()
 

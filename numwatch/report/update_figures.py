@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from numwatch.record.ahead import joined
 from numwatch.report.parameter_slots import storage_order
 from numwatch.snapshot import path_of
 
@@ -148,7 +149,7 @@ class _Sums:
 def _sums(tables: Iterable[pa.Table]) -> Iterable[tuple[Key, _Sums]]:
     """Yields the sums of each parameter and storage over all pieces, in order of appearance."""
     pieces: list[pa.Table] = []
-    for table in tables:
+    for table in joined(tables):
         pieces.append(_grouped(_columns(table)))
         if len(pieces) == _PIECES:
             pieces = [_grouped(pa.concat_tables(pieces))]

@@ -9,15 +9,11 @@ from torch import Tensor
 
 from numwatch.errors import NumwatchError
 from numwatch.stats import block_reference, on_gpu
-from numwatch.stats.block_layout import (
-    BLOCK_COLUMNS,
-    BLOCK_KINDS,
-    new_block_rows,
-    unpack_block_row,
-)
+from numwatch.stats.block_layout import BLOCK_COLUMNS, BLOCK_KINDS, unpack_block_row
 from numwatch.stats.blocks import BlockCounts
 from numwatch.stats.dtypes import dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.prepare import plain
+from numwatch.stats.rows import new_block_rows
 
 Sweep = Callable[[Tensor, Tensor], None]
 

@@ -6,8 +6,6 @@ any order. A tensor has `BLOCK_ROWS` of them, see `BLOCK_KINDS`.
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.blocks import BlockHistogram
@@ -58,12 +56,6 @@ NEAR_RATIO = SCALE_STEP * SLACK
 """NEAR counts those with |x| > amax / this, which some scale saturates."""
 
 BlockRow = npt.NDArray[np.int64]
-
-
-def new_block_rows(n: int, device: torch.device | str = "cpu") -> Tensor:
-    """Returns empty rows for n tensors, int64 [n, BLOCK_ROWS, BLOCK_COLUMNS]."""
-    with torch.inference_mode(mode=False):
-        return torch.zeros(n, BLOCK_ROWS, BLOCK_COLUMNS, dtype=torch.int64, device=device)
 
 
 def unpack_block_row(row: BlockRow, size: int, direction: str) -> BlockHistogram:

@@ -15,19 +15,10 @@ from torch import Tensor
 from numwatch.stats import code_loops, loops
 from numwatch.stats.dtypes import FLOAT8_DTYPES, LAYOUTS
 from numwatch.stats.exponent_loops import CHUNK, MANTISSA_BITS, WORKSPACE
-from numwatch.stats.layout import (
-    AMAX,
-    AMIN,
-    CALLS,
-    COUNTS,
-    NUMEL,
-    REALS,
-    SUM,
-    ZEROS,
-    new_rows,
-)
+from numwatch.stats.layout import AMAX, AMIN, CALLS, COUNTS, NUMEL, REALS, SUM, ZEROS
 from numwatch.stats.memory import TASK
 from numwatch.stats.prepare import LOW, address_of, dense, is_flat
+from numwatch.stats.rows import new_rows
 from numwatch.stats.threads import share_out
 
 Bits = npt.NDArray[np.unsignedinteger]

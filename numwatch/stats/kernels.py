@@ -11,13 +11,13 @@ import torch
 
 from numwatch.stats import on_gpu, reference
 from numwatch.stats.block_kernel import accumulate_blocks, count_blocks
-from numwatch.stats.block_layout import new_block_rows
 from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.finite import all_finite
-from numwatch.stats.layout import new_rows, unpack_row
+from numwatch.stats.layout import unpack_row
 from numwatch.stats.moments import second_moment_figures
 from numwatch.stats.packing import pack
 from numwatch.stats.prepare import plain
+from numwatch.stats.rows import new_block_rows, new_rows
 from numwatch.stats.updates import swallowing
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from numwatch.errors import NumwatchError
 from numwatch.stats import block_reference, reference
 from numwatch.stats.block_layout import BLOCK_KINDS
 from numwatch.stats.dtypes import dtype_name, every_kind
-from numwatch.stats.layout import AMAX, AMAX_COUNTS, COUNTS, REALS, merge_rows, new_rows
+from numwatch.stats.layout import AMAX, AMAX_COUNTS, COUNTS, REALS
+from numwatch.stats.rows import merge_rows, new_rows
 
 _refused: set[torch.dtype] = set()
 """Dtypes whose kernels failed here."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from numwatch.formats import get_format, round_to_format
+from numwatch.formats import get_format
+from numwatch.formats.nearest import round_nearest
 from numwatch.stats.cuts import binade_ends, binade_slope, check_scale
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def rounded_points(
     """Magnitudes that stand for the tensor, how many elements each, and their rounding errors."""
     check_scale(scale)
     points, weights = spread_points(stats)
-    rounded = round_to_format(torch.from_numpy(points), get_format(fmt), scale=scale)
-    return points, weights, np.abs(rounded.numpy() - points)
+    rounded = round_nearest(points, get_format(fmt), scale)
+    return points, weights, np.abs(rounded - points)
 
 
 @lru_cache(maxsize=16)  # in one format after the other
@@ -89,16 +89,21 @@ def spread_points(stats: TensorStats) -> tuple[Floats, Floats]:
     """
     if not stats.binades:
         return np.empty(0), np.empty(0)
-    points, weights = [np.array([stats.amax])], [np.array([1.0])]
     last = len(stats.binades) - 1
-    for i, count in enumerate(stats.binades):
-        others = count - (i == last)
-        if others:
-            binade = stats.binade_first + i
-            low, high = binade_ends(stats, binade)
-            width = math.log2(high / low)
-            places = (np.arange(_POINTS) + i * _GOLDEN % 1) / _POINTS
-            density = np.exp(binade_slope(stats, binade) * width * places)
-            points.append(low * np.exp2(width * places))
-            weights.append(others * density / density.sum())
-    return np.concatenate(points), np.concatenate(weights)
+    others = [count - (i == last) for i, count in enumerate(stats.binades)]
+    filled = [i for i, count in enumerate(others) if count]
+    lines = np.array([_line(stats, i, others[i]) for i in filled]).reshape(-1, 4)
+    low, width, slope, count = lines.T[:, :, None]
+    starts = np.array(filled, np.float64)[:, None] * _GOLDEN % 1
+    places = (np.arange(_POINTS) + starts) / _POINTS
+    density = np.exp(slope * width * places)
+    points = low * np.exp2(width * places)
+    weights = count * density / density.sum(axis=1, keepdims=True)
+    return np.append(stats.amax, points), np.append(1.0, weights)
+
+
+def _line(stats: TensorStats, i: int, count: int) -> tuple[float, float, float, int]:
+    """The low end of a filled binade, its width, the slope of its density, and its elements."""
+    binade = stats.binade_first + i
+    low, high = binade_ends(stats, binade)
+    return low, math.log2(high / low), binade_slope(stats, binade), count

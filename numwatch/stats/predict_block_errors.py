@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from numwatch.formats import get_block_format, round_to_format
+from numwatch.formats import get_block_format
+from numwatch.formats.nearest import round_nearest
 from numwatch.stats.block_layout import CLASSES
 from numwatch.stats.cuts import density_slope
 from numwatch.stats.predict import SMALLEST_SUMSQ, weighted_median
@@ -68,7 +68,7 @@ def mx_points(blocks: BlockHistogram, element: Format, rule: ScaleRule) -> list[
         for raised, share in ((0, 1 - lift.share), (1, lift.share)):
             if share and len(x):
                 scale = math.ldexp(1.0, element.emax - raised)
-                error = np.abs(_rounded(x, element, scale) - x)
+                error = np.abs(round_nearest(x, element, scale) - x)
                 relative = (x * scale >= element.smallest_normal) | (error == x)
                 points.append(Points(x, count * share, error, relative, _power(blocks, k)))
     return points
@@ -195,10 +195,10 @@ def _groups(blocks: BlockHistogram, k: int, scale: float) -> Iterator[tuple[floa
 def _through_nvfp4(x: Floats, amax: float, unit: float) -> Floats:
     """What is left of magnitudes beside this amax; `unit` times it is the scale before rounding."""
     wanted = amax * unit
-    scale = float(_rounded(np.array([wanted]), _NVFP4.scale, 1.0)[0])
+    scale = float(round_nearest(np.array([wanted]), _NVFP4.scale, 1.0)[0])
     if scale == 0.0:
         return np.zeros_like(x)
-    return _rounded(x, _NVFP4.element, _NVFP4.element.max / amax * wanted / scale)
+    return round_nearest(x, _NVFP4.element, _NVFP4.element.max / amax * wanted / scale)
 
 
 def _amaxes(k: int) -> Floats:
@@ -208,8 +208,3 @@ def _amaxes(k: int) -> Floats:
     low, high = MANTISSAS[k - 1], MANTISSAS[k]
     mantissas: Floats = low * (high / low) ** ((np.arange(_AMAXES) + 0.5) / _AMAXES)
     return mantissas
-
-
-def _rounded(x: Floats, fmt: Format, scale: float) -> Floats:
-    rounded: Floats = round_to_format(torch.from_numpy(x), fmt, scale=scale).numpy()
-    return rounded

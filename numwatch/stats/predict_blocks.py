@@ -11,17 +11,10 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from numwatch.errors import NumwatchError
-from numwatch.formats import (
-    FORMATS,
-    BlockFormat,
-    Format,
-    get_block_format,
-    get_format,
-    mx_scale_exponent,
-)
+from numwatch.formats import FORMATS, BlockFormat, Format, get_block_format, get_format
+from numwatch.formats.mx_exponents import mx_exponents
 from numwatch.stats import predict
 from numwatch.stats.block_layout import SLACK
 from numwatch.stats.bounded import Bounded
@@ -45,9 +38,9 @@ if TYPE_CHECKING:
 
 _COUNTED = 32
 """Size of the largest blocks that are counted."""
-_LEAST_AMAX = 1e-12
+LEAST_AMAX = 1e-12
 """Row scales take smaller amaxes for it: torchao's `EPS`."""
-_LARGEST_SCALE = 2.0**127
+LARGEST_SCALE = 2.0**127
 """Of E8M0: larger amaxes may be clipped whatever the rule."""
 
 
@@ -90,7 +83,7 @@ def block_shares(
     rule = (rule or "floor") if fmt.is_mx else "rceil"
     whole = flushed(stats, fmt.element, _whole_scale(stats, fmt.element, rule))
     if blocks is None:
-        clips = rule in ("floor", "even") or stats.amax >= _LARGEST_SCALE
+        clips = rule in ("floor", "even") or stats.amax >= LARGEST_SCALE
         return _unseen(stats, whole, fmt.block_size), Bounded(0.0, 0.0, float(clips))
     shares = mx_shares(stats, blocks, fmt.element, rule)
     if fmt.block_size == blocks.size:
@@ -195,13 +188,12 @@ def _largest_scale(stats: TensorStats, fmt: BlockFormat) -> float:
 
 def _whole_scale(stats: TensorStats, element: Format, rule: ScaleRule) -> float:
     """The scale that an MX rule would give the tensor as one block."""
-    amax = torch.tensor(stats.amax, dtype=torch.float64)
-    return math.ldexp(1.0, -int(mx_scale_exponent(amax, element, rule)))
+    return math.ldexp(1.0, -int(mx_exponents(np.float64(stats.amax), element, rule)))
 
 
 def _row_scale(stats: TensorStats, fmt: Format, *, power_of_two: bool) -> float:
     """The scale of a row that holds the tensor's amax; 0 where FP32 has none so small."""
-    scale = float(np.float32(fmt.max / max(stats.amax, _LEAST_AMAX)))
+    scale = float(np.float32(fmt.max / max(stats.amax, LEAST_AMAX)))
     return math.ldexp(1.0, exponent(scale)) if power_of_two and scale else scale
 
 

@@ -14,9 +14,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from numwatch.formats import mx_scale_exponent
+from numwatch.formats.mx_exponents import mx_exponents
 from numwatch.stats.binades import BINADE_MAX, BINADE_MIN
 from numwatch.stats.block_layout import CLASSES
 from numwatch.stats.bounded import Bounded
@@ -55,10 +54,10 @@ def raises(element: Format, rule: ScaleRule) -> tuple[Raise, ...]:
     for k in range(CLASSES):
         low = math.nextafter(MANTISSAS[k - 1], 2.0) if k else 1.0
         high = math.nextafter(2.0, 1.0) if k == CLASSES - 1 else MANTISSAS[k]
-        amaxes = torch.from_numpy(np.geomspace(low, high, _POINTS)).clamp(low, high)
+        amaxes = np.geomspace(low, high, _POINTS).clip(low, high)
         amaxes[0], amaxes[-1] = low, high
-        lifts = mx_scale_exponent(amaxes, element, rule) + element.emax
-        found.append(Raise(int(lifts[0]), int(lifts[-1]), float(lifts.double().mean())))
+        lifts = mx_exponents(amaxes, element, rule) + element.emax
+        found.append(Raise(int(lifts[0]), int(lifts[-1]), float(lifts.mean())))
     return tuple(found)
 
 

@@ -19,9 +19,9 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from numwatch.formats import FORMATS, get_block_format, round_to_format
+from numwatch.formats import FORMATS, get_block_format
+from numwatch.formats.nearest import round_nearest
 from numwatch.stats.binades import BINADE_MAX, BINADE_MIN
 from numwatch.stats.block_layout import FLUSHED_FROM, SCALE_STEP, SLACK
 from numwatch.stats.bounded import Bounded
@@ -176,7 +176,7 @@ def _saturation() -> tuple[float, float]:
 
     Elements near it are taken as log-uniform between amax / 1.0625 and it.
     """
-    scales = torch.from_numpy(np.geomspace(1.0, 2.0, _POINTS, endpoint=False))
-    rho = scales / round_to_format(scales, _FORMAT.scale)
-    reached = rho.clamp(min=1.0).log() / math.log(SCALE_STEP)
-    return float((rho > 1).double().mean()), float(reached.mean())
+    scales = np.geomspace(1.0, 2.0, _POINTS, endpoint=False)
+    rho = scales / round_nearest(scales, _FORMAT.scale)
+    reached = np.log(np.maximum(rho, 1.0)) / math.log(SCALE_STEP)
+    return float((rho > 1).mean()), float(reached.mean())

@@ -2,9 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from numwatch.errors import NumwatchError
 from numwatch.formats import Format
@@ -12,7 +10,10 @@ from numwatch.stats import derived, predict
 from numwatch.stats.blocks import BlockCounts, add_trimmed
 from numwatch.stats.bounded import Bounded
 
-AnyFormat = str | torch.dtype | Format
+if TYPE_CHECKING:
+    import torch
+
+AnyFormat: TypeAlias = "str | torch.dtype | Format"
 
 
 @dataclass(frozen=True)

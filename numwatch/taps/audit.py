@@ -73,6 +73,9 @@ class Audit:
         return None if notes is None else notes.send()
 
 
+_FAKE = "torch._subclasses.fake_tensor"
+
+
 class _Mode(TorchDispatchMode):
     """Tells the notes of each operation, which it runs as it is."""
 
@@ -93,6 +96,8 @@ class _Mode(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if any(kind.__module__ == _FAKE for kind in types):
+            return func(*args, **kwargs)  # a DTensor asks what an operation would return
         if self.on and any(kind is not Tensor and kind is not nn.Parameter for kind in types):
             return NotImplemented  # a subclass takes itself apart first: its parts come here
         result = func(*args, **kwargs)

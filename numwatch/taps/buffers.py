@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from numwatch.stats.layout import AMIN, COUNTS, REALS, merge_rows
+from numwatch.stats.layout import AMIN, COUNTS, REALS
+from numwatch.stats.rows import merge_rows
 
 CAST_SCALE, CAST_FLUSHED, CAST_SATURATED, CAST_CALLS = range(4)
 """Columns of what a library's own casts did: the last scale, and sums over the step."""

@@ -21,6 +21,7 @@ from numwatch.taps.intended import (
     is_narrow,
 )
 from numwatch.taps.parameters import Parameters, Updated, has_dense_gradient
+from numwatch.taps.placement import local_part
 from numwatch.taps.states import master_of
 
 STORAGES = ("fp16", "bf16", "e4m3", "e5m2")
@@ -178,7 +179,7 @@ def judge(change: Change) -> Iterator[Judged]:
     """Yields what each storage format makes of a change."""
     lost_in = change.lost_in
     names = [one.name for one in change.members]
-    numels = [one.parameter.numel() for one in change.members]
+    numels = [local_part(one.parameter).numel() for one in change.members]
     storages = dict.fromkeys((lost_in, *STORAGES) if lost_in else STORAGES)
     for storage in storages if change.directed else [lost_in]:
         applied = change.applied if storage == lost_in else None
@@ -197,7 +198,7 @@ def judge(change: Change) -> Iterator[Judged]:
 def pack_samples(tensors: Sequence[Tensor], members: Sequence[Updated]) -> Tensor:
     """Returns the samples [k, n] of tensors that have the parameters' shapes, copied."""
     strides = [one.known.stride for one in members]
-    return pack(tensors, strides, members[0].known.sampled)
+    return pack([local_part(one) for one in tensors], strides, members[0].known.sampled)
 
 
 def _applied(

@@ -32,6 +32,7 @@ from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import autocast_on, is_transformed
 from numwatch.taps.operands import OperandTaps, SentBlocks
 from numwatch.taps.parcel import Parcel
+from numwatch.taps.placement import counts_here, is_dtensor, placement_of
 from numwatch.taps.selection import PARAMETER_ROLES, Tap
 from numwatch.taps.sent_rows import SentRows
 from numwatch.taps.sightings import Sightings
@@ -132,6 +133,8 @@ class Collector:
             return
         if not is_watched_dtype(tensor.dtype) or tensor.is_nested or is_transformed(tensor):
             return
+        if type(tensor) is not Tensor and not counts_here(tensor):
+            return
         if is_capturing(tensor):
             self.capture(index, tensor, tap, autocast_on(tensor.device.type))
         elif self._sightings.follow(index, tensor):
@@ -202,7 +205,7 @@ class Collector:
         groups: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
         full = self._gate.mode is Mode.FULL
         for index, weight, tap in weights:
-            if not is_watched_dtype(weight.dtype):
+            if not is_watched_dtype(weight.dtype) or not counts_here(weight):
                 continue
             tensors, rows = groups.setdefault(weight.device, ([], []))
             tensors.append(weight)
@@ -261,7 +264,7 @@ class Collector:
         if self._gate.mode is Mode.FULL:
             if self.operands.due:
                 self.operands.see(index, tensor)
-            if index in self._casts:
+            if index in self._casts and not is_dtensor(tensor):  # whose scale takes all shards
                 row = self._buffers_on(tensor.device).casts[index]
                 self._see_cast(index, tensor.detach(), row)
             if self.compare is not None and self._slots[index].scaled:
@@ -279,11 +282,13 @@ class Collector:
 
     def _learn(self, index: int, tensor: Tensor, tap: Tap, autocast: str | None) -> None:
         self._known = None
+        slot = self._slots[index]
         slot = self._slots[index] = replace(
-            self._slots[index],
+            slot,
             shape=tuple(tensor.shape),
             dtype=str(tensor.dtype).removeprefix("torch."),
             order=self._order,
+            placement=placement_of(tensor) if slot.role == "weight" else None,
         )
         self._order += 1
         self._quick[index] = tensor.is_cpu and index not in self._casts

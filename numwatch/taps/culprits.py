@@ -8,6 +8,7 @@ import torch
 
 from numwatch.taps.parameters import Parameters
 from numwatch.taps.parcel import Parcel
+from numwatch.taps.placement import local_part
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Culprits:
             optimizer: Whose parameters they are.
         """
         found = {one.name: one.parameter.grad for one in self._parameters.named(optimizer)}
-        gradients = {name: g.detach() for name, g in found.items() if g is not None}
+        gradients = {name: local_part(g) for name, g in found.items() if g is not None}
+        gradients = {name: g for name, g in gradients.items() if g.numel()}  # a shard may be empty
         if not gradients:
             return
         # NaN and inf outlast a maximum, which overflows nowhere.

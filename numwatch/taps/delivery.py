@@ -43,6 +43,7 @@ class Seen:
     rows: SentRows
     updates: Sequence[SentUpdates]
     comparison: SentComparison
+    reduced: Sequence[SentRows] = ()
     operations: SentOperations | None = None
     blocks: SentBlocks | None = None
 
@@ -81,6 +82,7 @@ class Delivery:
         if self.seen is not None:
             parcels += [self.seen.rows.parcel, self.seen.comparison.parcel]
             parcels += [parcel for update in self.seen.updates for parcel in update.parcels]
+            parcels += [sent.parcel for sent in self.seen.reduced]
             if self.seen.operations is not None:
                 parcels.append(self.seen.operations.parcel)
             if self.seen.blocks is not None:
@@ -149,9 +151,10 @@ def _with_rows(snapshot: Snapshot, seen: Seen, loss_scales: Sequence[float]) -> 
     # A fused optimizer that was told to leave the weights alone has made no update.
     skipped = snapshot.scalars.skipped_optimizers
     taken = [sent for sent in seen.updates if not (sent.may_skip and sent.optimizer in skipped)]
+    measured = [sent.rows(loss_scales) for sent in (seen.rows, *seen.reduced)]
     return replace(
         snapshot,
-        rows=join_rows([seen.rows.rows(loss_scales), *(sent.rows() for sent in taken)]),
+        rows=join_rows([*measured, *(sent.rows() for sent in taken)]),
         updates=join_entries(Update, [columns for sent in taken for columns in sent.updates()]),
         states=join_entries(OptimizerState, [some for sent in taken for some in sent.states()]),
         shadows=seen.comparison.shadows(seen.rows.names),

@@ -1,7 +1,8 @@
 """Hooks on modules: their inputs and outputs, and the gradients of both."""
 
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,18 @@ from torch.utils.hooks import RemovableHandle
 from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook, in_backward, tensors_in
+from numwatch.taps.placement import is_others_output, is_sharded, weight_in_place
 from numwatch.taps.selection import PARAMETER_ROLES, Tap, weight_of
-from numwatch.taps.traced import Token
 from numwatch.taps.tracing import TracedModule, own_of_attention
 
 _CPU = torch.device("cpu")
+
+
+class Removable(Protocol):
+    """Something that was put on the model and can be taken off again."""
+
+    def remove(self) -> None:
+        """Takes it off."""
 
 
 def attach_modules(
@@ -24,7 +32,7 @@ def attach_modules(
     gate: Gate,
     collector: Collector,
     device: torch.device = _CPU,
-) -> list[RemovableHandle | Token]:
+) -> list[Removable]:
     """Hooks every tapped module for the whole fit; the gate decides step by step what they do.
 
     Args:
@@ -36,12 +44,16 @@ def attach_modules(
     Returns:
         What to remove.
     """
-    handles: list[RemovableHandle | Token] = []
+    handles: list[Removable] = []
     for tap in taps:
         if tap.slots.keys() <= set(PARAMETER_ROLES):
             continue
         traced = TracedModule(tap, gate, collector, device)
         handles.append(traced.token)
+        at_rest = weight_in_place(tap.module)
+        if "grad_weight" in tap.slots and at_rest is not None and is_sharded(at_rest):
+            whole = _WholeWeight(at_rest, tap, gate, collector)
+            handles += [tap.module.register_forward_pre_hook(whole), whole]
         if tap.aliases_input:
             alias = _AliasInput(tap, gate, collector, traced)
             handles.append(tap.module.register_forward_pre_hook(alias))
@@ -67,6 +79,35 @@ def attach_weights(
             hooked.add(index)
             handles.append(weight.register_hook(_Gradient(index, tap, gate, collector)))
     return handles
+
+
+class _WholeWeight(Hook):
+    """Sees the gradient of a weight that FSDP gathers for its module's forward.
+
+    The parameter at rest is a shard of it, which autograd knows nothing of. A parallel plan alone
+    gathers none: there the parameter itself is computed with, and has its hook already.
+    """
+
+    def __init__(self, at_rest: Tensor, tap: Tap, gate: Gate, collector: Collector) -> None:
+        self._known = weakref.ref(at_rest)
+        self._gradient = _Gradient(tap.slots["grad_weight"], tap, gate, collector)
+        self._gate = gate
+        self._handle: RemovableHandle | None = None
+
+    def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
+        if is_compiling() or not self._gate.open or not torch.is_grad_enabled():
+            return
+        with self._gate.watching():
+            weight = weight_in_place(module)
+            if weight is not None and weight.requires_grad and weight is not self._known():
+                self._handle = weight.register_hook(self._gradient)
+                self._known = weakref.ref(weight)
+
+    def remove(self) -> None:
+        """Takes the hook off the weight, which FSDP2 keeps from step to step."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
 
 
 class _AliasInput(Hook):
@@ -127,7 +168,8 @@ class _Forward(Hook):
             first = not in_backward()
             given = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
             self._each(given, self._input if first else None, self._grad_input)
-            self._each(output, self._output if first else None, self._grad_output)
+            if not is_others_output(self._tap.module, args, output):
+                self._each(output, self._output if first else None, self._grad_output)
 
     def _each(self, value: object, forward: int | None, gradient: int | None) -> None:
         if forward is None and gradient is None:

@@ -52,11 +52,13 @@ class Sampled:
 
     Attributes:
         slots: Their slots.
+        members: The parameters.
         values: The samples.
         figures: Of second moments, FP64 [k, len(stats.moments.MOMENTS)].
     """
 
     slots: Sequence[str]
+    members: Sequence[Updated]
     values: Tensor
     figures: Tensor | None
 
@@ -101,4 +103,4 @@ def samples_of(states: States) -> Iterator[Sampled]:
                 torch.full((len(values),), kind.eps, dtype=torch.float64, device=values.device),
                 bias_corrections(kind.corrected_by, states.steps[start:end], values.device),
             )
-        yield Sampled(slots[start:end], values, figures)
+        yield Sampled(slots[start:end], members, values, figures)

@@ -14,6 +14,8 @@ from numwatch.stats.prepare import dense
 from numwatch.taps.culprits import Culprits
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import Hook
+from numwatch.taps.placement import is_own
+from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.scaler import Scaler, found_inf, handles_unscaling, loss_scale
 from numwatch.taps.tape import Tape, found_inf_column, loss_scale_column
 from numwatch.taps.updates import UpdateTaps
@@ -38,10 +40,11 @@ class OptimizerTaps:
         tape: Tape,
         culprits: Culprits,
         updates: UpdateTaps | None,
+        reduced: ReducedGradients,
     ) -> None:
         self._optimizers = list(optimizers)
         self.gate, self._tape, self._updates = gate, tape, updates
-        self._culprits = culprits
+        self._culprits, self._reduced = culprits, reduced
         self._norms: dict[int, Tensor | None] = {}
         self.announced = [0] * len(self._optimizers)
         self.stepped = [0] * len(self._optimizers)
@@ -184,6 +187,8 @@ class OptimizerTaps:
         norm = self._norms[id(optimizer)] = gradient_norm(optimizer)
         if norm is not None:
             self._tape.add("grad_norm_squared", (norm.double() / scale) ** 2)
+        full = self.gate.mode is Mode.FULL
+        self._reduced.see(optimizer, full=full, scaled=isinstance(scale, Tensor))
 
 
 class _BeforeStep(Hook):
@@ -209,7 +214,8 @@ class _AfterStep(Hook):
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """Returns the L2 norm of an optimizer's gradients as they stand, or None without any.
 
-    FP32 per parameter, so that FP16 squares do not overflow; a 0-d device tensor.
+    FP32 per parameter, so that FP16 squares do not overflow; a 0-d device tensor. Where several
+    ranks train, of those that this one answers for: the squares of all ranks' norms add up.
     """
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for gradient in _gradients(optimizer):
@@ -233,8 +239,9 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
 def _gradients(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is not None and is_watched_dtype(parameter.grad.dtype):
-                yield parameter.grad
+            gradient = parameter.grad
+            if gradient is not None and is_watched_dtype(gradient.dtype) and is_own(parameter):
+                yield gradient
 
 
 def _tells_of_steps(optimizer: Any) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from numwatch.stats import is_watched_dtype
+from numwatch.taps.placement import counts_here, is_dtensor, local_part, placement_of
 from numwatch.taps.sampling import SAMPLES, sampled, stride_of
 from numwatch.taps.selection import clean_path, is_update_wanted
 
@@ -27,7 +28,8 @@ class Known:
         name: The model's for it.
         shape: Its shape.
         dtype: Its dtype, which `model.half()` changes.
-        measured: Whether its updates are wanted and it is dense.
+        measured: Whether its updates are wanted, it is dense, and this rank answers for it.
+        placement: Where several ranks train, how it is placed over them.
         stride: The step between sampled elements.
         sampled: How many are sampled.
     """
@@ -37,6 +39,7 @@ class Known:
     shape: torch.Size
     dtype: torch.dtype
     measured: bool
+    placement: str | None
     stride: int
     sampled: int
 
@@ -93,8 +96,8 @@ class Parameters:
                         yield Updated(known, parameter, group)
 
     def sample(self, tensor: Tensor) -> Tensor:
-        """Returns the sample [n] of a parameter or of a tensor of its shape."""
-        return sampled(tensor, self.limit)
+        """Returns the sample [n] of this rank's part of a parameter or a tensor of its shape."""
+        return sampled(local_part(tensor), self.limit)
 
     def _know(self, parameter: nn.Parameter) -> Known:
         known = self._known.get(id(parameter))
@@ -105,15 +108,19 @@ class Parameters:
             or known.shape != parameter.shape
         ):
             name = self._name_of(parameter)
-            stride = stride_of(tuple(parameter.shape), self.limit)
+            own = local_part(parameter)
+            stride = stride_of(tuple(own.shape), self.limit)
             known = self._known[id(parameter)] = Known(
                 weakref.ref(parameter),
                 name,
                 parameter.shape,
                 parameter.dtype,
-                _is_dense(parameter) and is_update_wanted(name, *self._globs),
+                _is_dense(parameter)
+                and counts_here(parameter)
+                and is_update_wanted(name, *self._globs),
+                placement_of(parameter),
                 stride,
-                -(-parameter.numel() // stride),
+                -(-own.numel() // stride),
             )
         return known
 
@@ -147,5 +154,5 @@ def _is_dense(tensor: Tensor) -> bool:
         is_watched_dtype(tensor.dtype)
         and tensor.layout is torch.strided
         and tensor.numel() > 0
-        and not is_traceable_wrapper_subclass(tensor)
+        and (is_dtensor(tensor) or not is_traceable_wrapper_subclass(tensor))
     )

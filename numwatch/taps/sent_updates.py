@@ -12,7 +12,7 @@ from torch import Tensor
 from numwatch.entries import Column
 from numwatch.snapshot import UPDATE_ROLE, Rows
 from numwatch.stats.moments import MOMENTS
-from numwatch.stats.updates import shares_of_updates
+from numwatch.stats.updates import FIGURES, shares_of_updates
 from numwatch.taps.changes import Judged
 from numwatch.taps.parcel import Parcel
 from numwatch.taps.sent_rows import SentRows
@@ -71,12 +71,15 @@ class SentUpdates:
         """Yields columns of `snapshot.Update`: of parameters of one size under one format."""
         figures = self._figures.tensors()[: len(self._judged)]
         ratio: Column = ()
+        weight_sq: Column = ()
         names: Sequence[str] = ()
         for judged, table in zip(self._judged, figures, strict=True):
-            shares = shares_of_updates(table.numpy())
+            sums = table.numpy()
+            shares = shares_of_updates(sums)
             if judged.names is not names:
                 # The first is the format the weights are in: it alone knows what arrived.
                 names, ratio = judged.names, shares["ratio"]
+                weight_sq = sums[:, FIGURES.index("weight_sq")].copy()
             k = len(names)
             unknown = np.full(k, np.nan)
             yield {
@@ -93,6 +96,8 @@ class SentUpdates:
                 "edq_normalised": shares["edq_normalised"] if judged.directed else unknown,
                 "lost": [judged.storage == judged.lost_in] * k,
                 "intended": [judged.source] * k,
+                "intended_sq": sums[:, FIGURES.index("delta_sq")].copy(),
+                "weight_sq": weight_sq,
             }
 
     def states(self) -> Iterator[Mapping[str, Column]]:

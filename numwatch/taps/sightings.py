@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from numwatch.taps.placement import of_many_ranks
 
 SMALL = 4096
 """Elements below which a second pass takes less time than finding out that it is not needed."""
@@ -94,12 +95,8 @@ def _is_worth_it(tensor: Tensor) -> bool:
         tensor.numel() >= SMALL
         and (kind is Tensor or kind is nn.Parameter)
         and not tensor.is_inference()
-        and not _of_many_ranks()  # collectives write in place and move no counter
+        and not of_many_ranks()  # collectives write in place and move no counter
     )
-
-
-def _of_many_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _is_same(before: _Pass, tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ from numwatch.stats.dtypes import dtype_name
 from numwatch.taps.buffers import Buffers
 from numwatch.taps.changes import Judged, Weights, changes_of, judge, weights_before
 from numwatch.taps.moments import States, samples_of, states_of
-from numwatch.taps.parameters import Parameters
+from numwatch.taps.parameters import Parameters, Updated
 from numwatch.taps.parcel import Parcel
 from numwatch.taps.sent_rows import SentRows
 from numwatch.taps.sent_updates import JudgedStates, SentUpdates
@@ -73,7 +73,7 @@ class UpdateTaps:
         largest = 0
         for change in changes_of(optimizer, stepped, self._parameters):
             slots = [f"{one.name}:{UPDATE_ROLE}" for one in change.members]
-            self._learn(slots, change.applied, owner)
+            self._learn(slots, change.members, change.applied, owner)
             rows.add(slots, change.applied)
             judged += judge(change)
             largest = max(largest, 3 * change.applied.nbytes)
@@ -94,15 +94,17 @@ class UpdateTaps:
     def _judge(self, states: States, rows: "_ParameterRows", owner: str) -> JudgedStates:
         figures = []
         for some in samples_of(states):
-            self._learn(some.slots, some.values, owner)
+            self._learn(some.slots, some.members, some.values, owner)
             rows.add(some.slots, some.values)
             if some.figures is not None:
                 figures.append(some.figures)
         dtype = dtype_name(states.dtype)
         return JudgedStates(states.slots, dtype, states.sampled, states.kind, figures)
 
-    def _learn(self, slots: Sequence[str], samples: Tensor, owner: str) -> None:
-        for slot in slots:
+    def _learn(
+        self, slots: Sequence[str], members: Sequence[Updated], samples: Tensor, owner: str
+    ) -> None:
+        for slot, one in zip(slots, members, strict=True):
             if slot not in self._known:
                 dtype = dtype_name(samples.dtype)
                 self._known[slot] = SlotInfo(
@@ -113,6 +115,7 @@ class UpdateTaps:
                     shape=tuple(samples.shape[1:]),
                     dtype=dtype,
                     format=format_of_dtype(dtype),
+                    placement=one.known.placement,
                 )
 
 

@@ -15,7 +15,8 @@ from numwatch.emulate.hadamard import transform_rows
 from numwatch.errors import NumwatchError
 from numwatch.formats import FORMATS, round_to_block_format, round_to_format
 from numwatch.plan import ModulePlan, Plan
-from numwatch.recipes.scaling import CurrentScaling, scales_over
+from numwatch.recipes.scaling import CurrentScaling
+from numwatch.recipes.stepping import scales_over
 from numwatch.report.summary import summarize
 
 

@@ -16,7 +16,7 @@ from numwatch.emulate import EmulatedLinear, casts, emulate
 from numwatch.errors import NumwatchError
 from numwatch.formats import FORMATS
 from numwatch.plan import ModulePlan, Plan
-from numwatch.recipes.scaling import scales_over
+from numwatch.recipes.stepping import scales_over
 from numwatch.taps.fp32 import copy_exactly, copy_in_fp32
 
 

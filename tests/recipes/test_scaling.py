@@ -8,13 +8,8 @@ from hypothesis import strategies as st
 
 from numwatch.errors import NumwatchError
 from numwatch.formats import FORMATS
-from numwatch.recipes.scaling import (
-    CurrentScaling,
-    DelayedScaling,
-    StaticScaling,
-    floor_to_power_of_two,
-    scales_over,
-)
+from numwatch.recipes.scaling import CurrentScaling, DelayedScaling, StaticScaling
+from numwatch.recipes.stepping import floor_to_power_of_two, scales_over
 
 E4M3, E5M2 = FORMATS["e4m3"], FORMATS["e5m2"]
 FP32_MAX = FORMATS["fp32"].max
@@ -268,3 +263,14 @@ def test_coverage_tells_how_much_of_the_history_was_seen(recipe, seen, held):
     amaxes = np.array([1, 1, 1, 0, 1], np.float32)  # the fourth did not roll
     found = recipe.coverage(amaxes, np.array([0, 1, 4, 5, 6]))
     assert [each.tolist() for each in found] == [seen, held]
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+@pytest.mark.parametrize("fmt", [E4M3, E5M2], ids=lambda fmt: fmt.name)
+def test_current_scaling_over_a_record_is_that_of_its_steps(power_of_two, fmt):
+    amaxes = np.float32([0.0, 1e-45, 1e-12, 2.0**-20, 0.3, 1.0, 447.9, 65504.0, FP32_MAX, INF, NAN])
+    recipe = CurrentScaling(power_of_two)
+    stepped = recipe.step({}, torch.from_numpy(amaxes), fmt)[0].numpy()
+    found = recipe.over(amaxes, fmt)
+    assert found.dtype == np.float32
+    assert found.tolist() == stepped.tolist()

@@ -13,7 +13,7 @@ from numwatch.recipes.spec import parse_recipe
 from numwatch.recommend import recommend
 from numwatch.recommend.candidates import GEMM_TARGETS
 from numwatch.recommend.choose import choose_module
-from numwatch.recommend.history import History, Row
+from numwatch.recommend.history import History, Rows
 from numwatch.recommend.predict import predicted_errors
 from numwatch.snapshot import SlotInfo
 from numwatch.stats import tensor_stats
@@ -92,11 +92,9 @@ def history(role, x):
     blocks = {
         (one.size, one.direction): one for one in tensor_stats(x, blocks=(16, 32)).blocks.histograms
     }
-    row = Row(0, tensor_stats(x), blocks=blocks)
+    rows = Rows.of(tensor_stats(x), blocks=blocks)
     amax = x.abs().max().item()
-    return History(
-        info.slot, info, (row,), torch.arange(1).numpy(), torch.tensor([amax]).numpy(), 0
-    )
+    return History(info.slot, info, rows, torch.arange(1).numpy(), torch.tensor([amax]).numpy(), 0)
 
 
 @pytest.mark.parametrize("sigma", [4, 6])

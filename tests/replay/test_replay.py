@@ -18,11 +18,11 @@ from numwatch.plan import ModulePlan, Operand, Plan
 from numwatch.recipes.spec import parse_any_recipe, parse_recipe
 from numwatch.replay import grid, replay, sweep
 from numwatch.replay.history import FullRows
-from numwatch.replay.shares import shares_at_most
 from numwatch.report.replay_json import replay_dict
 from numwatch.report.replay_lines import replay_lines, sweep_lines
 from numwatch.stats import tensor_stats
 from numwatch.stats.cuts import count_at_most
+from numwatch.stats.cuts_of_rows import shares_at_most
 
 DELAYED = "delayed:history=4,margin=1"
 

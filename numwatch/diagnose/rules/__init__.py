@@ -14,6 +14,7 @@ from numwatch.diagnose.rules import (
     loss_scale,
     nonfinite,
     operations,
+    ranks,
     states,
     updates,
 )
@@ -31,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     *updates.RULES,
     *loss_scale.RULES,
     *blocks.RULES,
+    *ranks.RULES,
     *operations.RULES,
     *ended.RULES,
 )

@@ -202,12 +202,22 @@ def _finding(evidence: Evidence, rule: str, found: list[Failure], cause: str, cu
         step=first.step,
         slot=first.slot,
         evidence=tuple(figures),
-        cause=cause + (f" ({first.note})" if first.note and first.note not in cause else ""),
+        cause=cause
+        + (f" ({first.note})" if first.note and first.note not in cause else "")
+        + _where(evidence, first),
         cure=cure,
         source=_IEEE,
         order=first.order,
         others=tuple(slot for slot in mentioned(found) if slot != first.slot)[:MAX_OTHERS],
     )
+
+
+def _where(evidence: Evidence, first: Failure) -> str:
+    """Tells of several ranks the one that a value came up on."""
+    rank, count = evidence.nonfinite_ranks.get((first.step, first.slot or ""), (None, 0))
+    if rank is None:
+        return ""
+    return f", on rank {rank}" + (f" and {count - 1} more" if count > 1 else " alone")
 
 
 def steps_failed(evidence: Evidence, found: list[Failure]) -> Figure:

@@ -1,36 +1,23 @@
-"""How long the diagnosis of a long run takes, and how much memory.
+"""The record of a long run, written without the training.
 
-    python benchmarks/diagnose.py                          # 10,000 steps of 1,000 slots
-    python benchmarks/diagnose.py --steps 1000 --slots 100
-
-Writes a record with every slot at every step, each fifth of them whole (by default numwatch records
-a tenth of this), in parts as large as `Recorder`'s. Another process then reads and diagnoses it, so
-that its peak of memory is its own. The run is one in 16-mixed that is healthy but for one layer.
+A run in 16-mixed that is healthy but for one layer, with every slot at every step, some of them
+whole (by default numwatch records a tenth of this), in parts as large as `Recorder`'s. What reads
+it is measured by `analysis.py` and `replay.py`.
 """
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from machine import machine
-from rich.progress import Progress, track
+from rich.progress import track
 
 from numwatch.record import Recorder
 from numwatch.record.parts import write_part
 from numwatch.record.schema import TABLES
 from numwatch.snapshot import GRADIENT_ROLES, ROLES, SlotInfo
 
-RESULTS = Path(__file__).parent / "results" / "diagnose-cpu.json"
-SECONDS, GIB = 30.0, 2.0
-"""What it may take."""
 PART_ROWS = 16_384
 NUMEL = 1 << 20
 LOSS_SCALE = 2.0**16
@@ -48,9 +35,9 @@ def slots_of(count: int) -> list[SlotInfo]:
         layer, weight = f"blocks.{order}.fc", f"blocks.{order}.fc.weight"
         for role in ROLES:
             dtype, fmt = "float16", "fp16"
-            infos.append(_info(layer, role, "Linear", dtype, fmt, order))
+            infos.append(info(layer, role, "Linear", dtype, fmt, order))
         infos += [
-            _info(weight, role, "AdamW", "float32", "fp32", None) for role in ("update", *_MOMENTS)
+            info(weight, role, "AdamW", "float32", "fp32", None) for role in ("update", *_MOMENTS)
         ]
     return infos[:count]
 
@@ -178,39 +165,17 @@ def states_table(slots: list[str], full: list[int], generator: np.random.Generat
     )
 
 
-def write(directory: Path, steps: int, slots: int, full_every: int) -> int:
-    """Writes the record; returns the rows of its `tensors` table."""
-    infos = slots_of(slots)
+def write(directory: Path, infos: list[SlotInfo], steps: int, full_every: int) -> int:
+    """Writes the record of these slots; returns the rows of its `tensors` table."""
     generator = np.random.default_rng(0)
     with Recorder.open(directory, precision="16-mixed", device="cpu", arguments={}) as recorder:
         recorder.describe(infos)
-    height = max(PART_ROWS // slots, 1)
+    height = max(PART_ROWS // len(infos), 1)
     for number, start in enumerate(track(range(0, steps, height), "writing")):
         some = range(start, min(start + height, steps))
         for name, table in tables(infos, some, full_every, generator):
             write_part(directory, name, 0, number, table)
-    return steps * slots
-
-
-def measure(directory: Path) -> dict[str, object]:
-    """Diagnoses a record; returns seconds, the process's peak of memory in GiB and the findings."""
-    from numwatch.diagnose import diagnose
-    from numwatch.record import open_run
-
-    before = _peak()
-    start = time.perf_counter()
-    run = open_run(directory)
-    with Progress() as progress:
-        task = progress.add_task("diagnosing", total=run.rows("tensors"))
-        found = diagnose(run, lambda rows: progress.advance(task, rows))
-    return {
-        "seconds": round(time.perf_counter() - start, 2),
-        "peak_gib": round(_peak(), 3),
-        "peak_gib_before": round(before, 3),
-        "findings": [
-            f"{each.severity} {each.rule} {each.step} {each.slot or ''}".rstrip() for each in found
-        ],
-    }
+    return steps * len(infos)
 
 
 def arguments(description: str, results: Path) -> argparse.Namespace:
@@ -225,39 +190,8 @@ def arguments(description: str, results: Path) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Writes, measures in another process, prints and keeps the figures."""
-    args = arguments(__doc__.splitlines()[0], RESULTS)
-    if args.measure:
-        print(json.dumps(measure(args.measure)))
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = args.keep or Path(temporary) / "record"
-        start = time.perf_counter()
-        rows = write(directory, args.steps, args.slots, args.full_every)
-        written = time.perf_counter() - start
-        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-        print(f"{rows:,} rows, {size / 2**20:.0f} MiB, written in {written:.0f} s")
-        command = [sys.executable, __file__, "--measure", str(directory)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    figures = json.loads(done.stdout.splitlines()[-1])
-    figures = {
-        "steps": args.steps,
-        "slots": args.slots,
-        "full_every": args.full_every,
-        "rows": rows,
-        "record_mib": round(size / 2**20, 1),
-        **figures,
-        "limit_seconds": SECONDS,
-        "limit_gib": GIB,
-    }
-    print(json.dumps(figures, indent=2))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": machine("cpu"), **figures}, indent=2) + "\n")
-    print(f"written to {args.out}")
-
-
-def _info(module: str, role: str, owner: str, dtype: str, fmt: str, order: int | None) -> SlotInfo:
+def info(module: str, role: str, owner: str, dtype: str, fmt: str, order: int | None) -> SlotInfo:
+    """Returns what a manifest says of a slot."""
     return SlotInfo(f"{module}:{role}", module, role, owner, (1024, 1024), dtype, fmt, order)
 
 
@@ -279,12 +213,3 @@ def _table(name: str, n: int, **columns: object) -> pa.Table:
 
 def _where(known: np.ndarray, values: np.ndarray) -> pa.Array:
     return pa.array(values, mask=~known)
-
-
-def _peak() -> float:
-    # Linux counts in KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-if __name__ == "__main__":
-    main()

@@ -6,14 +6,16 @@ The same counts and bounds as `numwatch.stats.cuts.count_at_most`, row by row wi
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from numwatch.replay.columns import Bools, Doubles, Ints
-from numwatch.replay.history import FullRows
 from numwatch.stats.binades import BINADE_MAX, BINADE_MIN
 from numwatch.stats.cuts import STEEPEST
+from numwatch.stats.histograms import Doubles, Histograms, Ints
+
+Bools = npt.NDArray[np.bool_]
 
 
-def shares_at_most(rows: FullRows, cut: float, scale: Doubles) -> Doubles:
+def shares_at_most(rows: Histograms, cut: float, scale: Doubles) -> Doubles:
     """Returns the share of each row's finite non-zero elements with |x| * scale <= cut.
 
     Args:
@@ -57,7 +59,7 @@ class _Cut:
         share_below: Estimated share of the binade's elements below the cut.
     """
 
-    def __init__(self, rows: FullRows, cut: float, scale: Doubles) -> None:
+    def __init__(self, rows: Histograms, cut: float, scale: Doubles) -> None:
         self.rows = rows
         self._sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(rows.counts)])
         self._length = np.diff(rows.ends)

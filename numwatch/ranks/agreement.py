@@ -1,0 +1,98 @@
+"""One order of keys for all ranks, and who speaks for what all of them hold."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from numwatch.ranks.group import Group
+from numwatch.ranks.table import Table
+from numwatch.snapshot import REPLICATED, SlotInfo
+
+
+class Agreement:
+    """What the ranks have agreed on, table by table.
+
+    A pipeline's ranks hold different modules, and some modules are called on some ranks alone: the
+    ranks' keys are united. What every rank holds whole, such as DDP's weights, counts once: on the
+    first rank that has it.
+
+    Attributes:
+        infos: What is known of each slot, on this rank or, where it is not there, on another.
+    """
+
+    def __init__(self) -> None:
+        self._own: dict[str, dict[str, bool]] = {}
+        self._agreed: dict[str, list[str]] = {}
+        self._places: dict[str, dict[str, int]] = {}
+        self.infos: dict[str, SlotInfo] = {}
+        self._told: Sequence[SlotInfo] = ()
+        self._slots: tuple[SlotInfo, ...] = ()
+        self.changed = False
+
+    @property
+    def slots(self) -> tuple[SlotInfo, ...]:
+        """All slots; the same object until something new is learnt."""
+        return self._slots
+
+    def learn(self, tables: Mapping[str, Table], slots: Sequence[SlotInfo]) -> None:
+        """Takes note of what this rank has; `changed` where the others do not know of all."""
+        if slots is not self._told:
+            self._told = slots
+            for slot in slots:
+                if slot.dtype or slot.slot not in self.infos:
+                    self.infos[slot.slot] = slot
+            self._slots = tuple(self.infos.values())
+        for name, table in tables.items():
+            own = self._own.setdefault(name, {})
+            for key in table.keys:
+                if key not in own:
+                    info = self.infos.get(key.partition(" ")[0])
+                    own[key] = info is not None and info.placement == REPLICATED
+                    self.changed = True
+
+    def keys(self, name: str) -> list[str]:
+        """Returns the keys of all ranks."""
+        return self._agreed.get(name, [])
+
+    def places(self, name: str, keys: Sequence[str]) -> list[int]:
+        """Returns where each key stands among those of all ranks, -1 where another speaks of it."""
+        places = self._places.get(name, {})
+        return [places.get(key, -1) for key in keys]
+
+    def exchange(self, group: Group) -> None:
+        """Unites the keys of all ranks; every rank must be here."""
+        content = self._own
+        digest = hashlib.sha256(json.dumps(content).encode()).digest()
+        digests = group.exchange(digest)
+        mine: bytes = b""
+        if group.rank == 0 or digest != digests[0]:  # the same as rank 0's are not sent again
+            slots = [asdict(info) for info in self.infos.values() if info.dtype is not None]
+            mine = zlib.compress(json.dumps({"keys": content, "slots": slots}).encode())
+        blobs = group.exchange(mine)
+        told = [json.loads(zlib.decompress(blob or blobs[0])) for blob in blobs]
+        self._unite([each["keys"] for each in told], group.rank)
+        for each in told:
+            for slot in each["slots"]:
+                known = self.infos.get(slot["slot"])
+                if known is None or known.dtype is None:
+                    shape = tuple(slot["shape"])  # JSON knows lists alone
+                    self.infos[slot["slot"]] = SlotInfo(**{**slot, "shape": shape})
+        self._slots = tuple(self.infos.values())
+        self.changed = False
+
+    def _unite(self, tables_of_ranks: Sequence[Mapping[str, Any]], rank: int) -> None:
+        for name in {name: None for tables in tables_of_ranks for name in tables}:
+            first: dict[str, int] = {}
+            for teller, tables in enumerate(tables_of_ranks):
+                for key in tables.get(name, {}):
+                    first.setdefault(key, teller)
+            self._agreed[name] = list(first)
+            own = self._own.get(name, {})
+            self._places[name] = {
+                key: place
+                for place, (key, teller) in enumerate(first.items())
+                if key in own and (teller == rank or not own[key])
+            }

@@ -1,0 +1,158 @@
+"""The thread in which a rank joins its steps with those of the others."""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from numwatch.ranks.agreement import Agreement
+from numwatch.ranks.group import Meeting, Parted, Stopped
+from numwatch.ranks.join import Share, join, say_goodbye
+from numwatch.snapshot import SlotInfo, Snapshot
+
+MAX_WAITING = 64
+"""Shares that may wait for other ranks: with full rows of 1,000 slots 140 MB. Policy."""
+
+
+_GOODBYE_SECONDS = 5.0
+
+
+class _Waiting:
+    """A share, and what has become of it."""
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self.joined: tuple[list[Snapshot], Sequence[SlotInfo]] | None = None
+
+
+class Reducer:
+    """Joins each rank's snapshots, in a thread of its own, so that no rank waits for another.
+
+    Where the ranks can't go on together, this one goes on alone: what comes out is what went in.
+
+    Attributes:
+        alone: Why this rank goes on alone, None where it does not.
+        alone_since: The first step that was not joined for that.
+        rank: This process.
+        size: How many there are.
+    """
+
+    def __init__(self) -> None:
+        self._meeting = Meeting()
+        self.rank, self.size = self._meeting.rank, self._meeting.size
+        self._shares: deque[_Waiting] = deque()
+        self._due: deque[_Waiting] = deque()
+        self._stop = threading.Event()
+        self._moved = threading.Condition()
+        self._leaving = False
+        self._over = False
+        self._slots: Sequence[SlotInfo] = ()
+        self.alone: str | None = None
+        self.alone_since: int | None = None
+        self._thread = threading.Thread(target=self._run, name="numwatch-ranks", daemon=True)
+        self._thread.start()
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that keeps the record."""
+        return self.rank == 0
+
+    def put(self, snapshots: Sequence[Snapshot], slots: Sequence[SlotInfo]) -> None:
+        """Hands in the steps of a delivery; every rank must do so, in the same order."""
+        if not snapshots:
+            return
+        waiting = _Waiting(Share(snapshots, slots))
+        with self._moved:
+            self._shares.append(waiting)
+            if self._over:
+                return
+            if len(self._due) >= MAX_WAITING:
+                self._part("another rank has not kept up")
+                return
+            self._due.append(waiting)
+            self._moved.notify_all()
+
+    def take(self, wait: float = 0.0) -> tuple[list[Snapshot], Sequence[SlotInfo]]:
+        """Returns the steps that are joined by now, in order, and the slots as last described.
+
+        Args:
+            wait: How many seconds to wait for the other ranks; after that this one goes on alone.
+        """
+        snapshots: list[Snapshot] = []
+        with self._moved:
+            if wait and not self._moved.wait_for(self._settled, wait):
+                self._part(f"another rank gave no answer for {wait:.0f} s")
+            while self._shares and (self._shares[0].joined is not None or self._over):
+                done = self._shares.popleft()
+                if done.joined is None:
+                    if self.alone_since is None:
+                        self.alone_since = done.share.snapshots[0].step
+                    snapshots += done.share.snapshots
+                    self._slots = done.share.slots
+                else:
+                    snapshots += done.joined[0]
+                    self._slots = done.joined[1]
+        return snapshots, self._slots
+
+    def leave(self) -> None:
+        """Tells the other ranks, when they next ask, that this one has stopped watching.
+
+        The thread stays until they have asked; `close` ends it in any case.
+        """
+        with self._moved:
+            self._leaving = True
+            self._due.clear()
+            self._moved.notify_all()
+
+    def close(self) -> None:
+        """Ends the thread when the other ranks have come to their end too, or soon in any case.
+
+        Whoever lets go of a connection first could cut off what another still reads.
+        """
+        with self._moved:
+            self._leaving = True
+            self._moved.notify_all()
+        self._thread.join(_GOODBYE_SECONDS)
+        self._stop.set()
+        with self._moved:
+            self._over = True
+            self._moved.notify_all()
+        self._thread.join()
+
+    def _settled(self) -> bool:
+        return self._over or not self._due
+
+    def _part(self, why: str | None) -> None:
+        if why is not None and not self._leaving:
+            self.alone = self.alone or why
+        self._over = True
+        self._stop.set()
+        self._due.clear()
+        self._moved.notify_all()
+
+    def _run(self) -> None:
+        why = None
+        try:
+            group = self._meeting.join(self._stop)
+            agreement = Agreement()
+            while (waiting := self._next()) is not None:
+                joined = join(waiting.share, agreement, group)
+                with self._moved:
+                    waiting.joined = joined
+                    if self._due:
+                        self._due.popleft()
+                    self._moved.notify_all()
+            if not self._over:
+                say_goodbye(group)
+        except Stopped:
+            pass
+        except Parted as parted:
+            why = str(parted)
+        except Exception as error:  # noqa: BLE001  # of torch, of a peer that died, or our own
+            why = f"{type(error).__name__}: {error}"
+        with self._moved:
+            self._part(why)
+
+    def _next(self) -> _Waiting | None:
+        with self._moved:
+            self._moved.wait_for(lambda: self._due or self._leaving or self._over)
+            return None if self._over or not self._due else self._due[0]

@@ -1,0 +1,95 @@
+"""Which tensors several processes share between them, and which part of one each answers for."""
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from numwatch.snapshot import REPLICATED, SHARDED
+
+
+def of_many_ranks() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def placement_of(parameter: Tensor) -> str | None:
+    """Returns how a parameter is placed over the ranks, None where there is one rank alone.
+
+    Between a step's forward and backward FSDP has whole weights in their place; asked for then, it
+    says `REPLICATED`.
+    """
+    if not of_many_ranks():
+        return None
+    return SHARDED if is_sharded(parameter) else REPLICATED
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether a rank holds a part of the parameter: of FSDP's either version, or a parallel plan.
+
+    FSDP1 marks what it has flattened; the parameter is then a view of the rank's piece.
+    """
+    return is_dtensor(parameter) or bool(getattr(parameter, "_fsdp_flattened", False))
+
+
+def weight_in_place(module: nn.Module) -> Tensor | None:
+    """Returns what stands as a module's `weight` just now, parametrized ones left out.
+
+    For the time of a forward FSDP puts a whole weight there, of version 1 a plain tensor.
+    """
+    own = module.__dict__
+    weight = own["_parameters"].get("weight")
+    return own.get("weight") if weight is None else weight
+
+
+def is_dtensor(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor; importing that class takes a second, asking does not."""
+    return hasattr(tensor, "_local_tensor") and hasattr(tensor, "placements")
+
+
+def is_own(parameter: Tensor) -> bool:
+    """Whether this rank answers for the parameter: of the replicated, the first rank does."""
+    if not of_many_ranks():
+        return True
+    return counts_here(parameter) if is_sharded(parameter) else dist.get_rank() == 0
+
+
+def is_others_output(module: nn.Module, args: tuple[Any, ...], output: object) -> bool:
+    """Whether an output that stands whole on several ranks is another's to count.
+
+    A parallel plan makes plain tensors of its outputs: a row-wise Linear or embedding leaves the
+    sum over ranks on each of them, a column-wise one its own columns. The sizes tell which.
+    """
+    weight = weight_in_place(module)
+    if weight is None or not is_dtensor(weight) or not args or not is_dtensor(args[0]):
+        return False
+    if not isinstance(output, Tensor) or is_dtensor(output):
+        return False
+    rows, columns = weight.shape[0], weight.shape[-1]
+    if isinstance(module, nn.Embedding):
+        whole = args[0].numel() * columns
+    elif isinstance(module, nn.Linear):
+        whole = args[0].numel() // columns * rows
+    else:
+        return False
+    return output.numel() == whole and any(args[0].device_mesh.get_coordinate() or ())
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Returns this rank's part of a DTensor, and any other tensor as it is; detached."""
+    own: Tensor = tensor.detach()
+    return own.to_local() if is_dtensor(own) else own  # type: ignore[attr-defined]
+
+
+def counts_here(tensor: Tensor) -> bool:
+    """Whether this rank's part of a tensor is to be counted.
+
+    Of a DTensor that is replicated along a dimension of its mesh, the first rank there counts.
+    """
+    if not is_dtensor(tensor):
+        return True
+    spread: Any = tensor
+    place = spread.device_mesh.get_coordinate()
+    return place is not None and all(
+        at == 0 for at, how in zip(place, spread.placements, strict=True) if how.is_replicate()
+    )

@@ -1,0 +1,5 @@
+"""Which numwatch this is."""
+
+from importlib.metadata import version
+
+__version__ = version("numwatch")

@@ -1,0 +1,70 @@
+"""Lightning's strategies under `NumericsMonitor`: training is the same, and all is counted once."""
+
+import json
+
+import pytest
+from launch import run_ranks
+
+import numwatch
+
+STRATEGIES = ("ddp", "ddp_bf16", "ddp_fp16", "fsdp2", "tensor_parallel")
+BATCH, IN, HIDDEN, OUT = 8, 8, 16, 4
+
+
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("strategies")
+    outputs = run_ranks("lightning_ranks.py", 2, directory, *STRATEGIES, timeout=280)
+    told = [
+        dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
+        for output in outputs
+    ]
+    return directory, told
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_training_on_every_rank_is_bitwise_that_without_numwatch(fits, strategy):
+    assert [told[strategy] for told in fits[1]] == [True, True]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_tensor_counts_once(fits, strategy):
+    run = numwatch.open_run(fits[0] / strategy)
+    assert run.problems == []
+    assert run.device == "cpu on 2 ranks"
+    numel = {row["slot"]: row["numel"] for row in run.tensors(first=5, last=5).to_pylist()}
+    batch = BATCH if strategy == "tensor_parallel" else 2 * BATCH  # whose ranks share a batch
+    last = "net.3" if strategy == "tensor_parallel" else "net.4"
+    expected = {
+        "net.0:input": batch * IN,
+        "net.0:weight": IN * HIDDEN,
+        "net.0:output": batch * HIDDEN,
+        "net.0:grad_output": batch * HIDDEN,
+        f"{last}:input": batch * HIDDEN,
+        f"{last}:weight": HIDDEN * OUT,
+        f"{last}:output": batch * OUT,
+        f"{last}:grad_output": batch * OUT,
+        "net.0.weight:grad_reduced": IN * HIDDEN,
+        f"{last}.weight:grad_reduced": HIDDEN * OUT,
+        f"{last}.bias:grad_reduced": OUT,
+        "net.0.weight:update": IN * HIDDEN,
+        f"{last}.bias:update": OUT,
+        f"{last}.weight:exp_avg_sq": HIDDEN * OUT,
+    }
+    assert {slot: numel[slot] for slot in expected} == expected
+
+
+def test_skips_and_scales_are_those_of_all_ranks(fits):
+    run = numwatch.open_run(fits[0] / "ddp_fp16")
+    steps = run.steps().to_pylist()
+    skipped = [step["skipped"] for step in steps]
+    assert skipped[0]
+    assert not skipped[-1]
+    for step in steps:
+        factor = step["loss_scale_after"] / step["loss_scale_before"]
+        assert (factor == 0.5) == step["skipped"] == step["found_inf"]
+    assert not [event for event in run.events() if event["kind"] == "differing"]
+    for row in run.tensors(role="grad_output").to_pylist():
+        assert row["loss_scale"] == steps[row["step"]]["loss_scale_before"]
+    reduced = run.tensors(slot="net.0.weight:grad_reduced").to_pylist()
+    assert {row["loss_scale"] for row in reduced} == {1.0}  # seen after unscaling

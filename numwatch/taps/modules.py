@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
-from numwatch.taps.hooks import Hook, in_backward, tensors_in
+from numwatch.taps.hooks import Hook, hook_gradient, in_backward, tensors_in
 from numwatch.taps.placement import is_others_output, is_sharded, weight_in_place
 from numwatch.taps.selection import PARAMETER_ROLES, Tap, weight_of
 from numwatch.taps.tracing import TracedModule, own_of_attention
@@ -119,8 +119,8 @@ class _AliasInput(Hook):
     """
 
     def __init__(self, tap: Tap, gate: Gate, collector: Collector, traced: TracedModule) -> None:
-        self._gate, self._collector, self._traced = gate, collector, traced
-        self._index, self._tap = tap.slots["grad_input"], tap
+        self._gate, self._traced = gate, traced
+        self._gradient = _Gradient(tap.slots["grad_input"], tap, gate, collector)
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if is_compiling():
@@ -134,7 +134,7 @@ class _AliasInput(Hook):
         changed = None
         with self._gate.watching():
             alias = x[...]  # aten.alias, by the shortest way; `view_as` may change strides
-            alias.register_hook(_Gradient(self._index, self._tap, self._gate, self._collector))
+            hook_gradient(alias, self._gradient)
             changed = (alias, *args[1:])
         return changed  # noqa: RET504  # an error inside `watching` leaves it None
 
@@ -146,8 +146,11 @@ class _Forward(Hook):
         self._tap, self._gate, self._collector, self._traced = tap, gate, collector, traced
         slots = tap.slots
         self._input, self._output = slots.get("input"), slots.get("output")
-        self._grad_output = slots.get("grad_output")
-        self._grad_input = None if tap.aliases_input else slots.get("grad_input")
+        grad_input = None if tap.aliases_input else slots.get("grad_input")
+        self._grad_output, self._grad_input = (
+            None if index is None else _Gradient(index, tap, gate, collector)
+            for index in (slots.get("grad_output"), grad_input)
+        )
         self._of_attention = isinstance(tap.module, nn.MultiheadAttention)
 
     def __call__(
@@ -171,16 +174,15 @@ class _Forward(Hook):
             if not is_others_output(self._tap.module, args, output):
                 self._each(output, self._output if first else None, self._grad_output)
 
-    def _each(self, value: object, forward: int | None, gradient: int | None) -> None:
+    def _each(self, value: object, forward: int | None, gradient: "_Gradient | None") -> None:
         if forward is None and gradient is None:
             return
         for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
             if forward is not None:
                 self._collector.see(forward, tensor, self._tap)
             if gradient is not None and tensor.requires_grad:
-                hook = _Gradient(gradient, self._tap, self._gate, self._collector)
-                handle = (_base_of(tensor) if self._tap.gemm else tensor).register_hook(hook)
-                if tensor.is_leaf:  # a parameter: it would carry the hook for ever
+                handle = hook_gradient(_base_of(tensor) if self._tap.gemm else tensor, gradient)
+                if handle is not None:  # a parameter: it would carry the hook for ever
                     self._gate.step_handles.append(handle)
 
 

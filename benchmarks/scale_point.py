@@ -16,6 +16,7 @@ from counting import rss_mib
 from torch import Tensor, nn
 
 import numwatch
+from numwatch.loop import LoopWatch
 from numwatch.stats import warm_up
 
 ROUND = ("full", "off", "off", "amax", "off", "off")
@@ -46,7 +47,7 @@ class Training:
         return loss.detach()
 
 
-def seconds(training: Training, watch: numwatch.loop.LoopWatch | None) -> float:
+def seconds(training: Training, watch: LoopWatch | None) -> float:
     """Returns how long a step takes, with what watches it."""
     start = time.perf_counter()
     loss = training.step()
@@ -108,7 +109,7 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def open_watch(training: Training, directory: Path) -> numwatch.loop.LoopWatch:
+def open_watch(training: Training, directory: Path) -> LoopWatch:
     """Returns numwatch on a training; a round of six has each kind of step."""
     return numwatch.watch(
         training.model,

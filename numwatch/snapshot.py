@@ -184,22 +184,25 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
 def pick_rows(rows: Rows, seen: npt.NDArray[np.int64]) -> Rows:
     """Returns some of the rows, whose places ascend; views where few pieces hold them all."""
     ends = np.flatnonzero(np.diff(seen) > 1) + 1
-    pieces = [seen] if len(ends) >= _PIECES else np.split(seen, ends)
-    picked = []
-    for own in pieces:
-        whole = len(own) and own[-1] - own[0] == len(own) - 1
-        at = slice(own[0], own[-1] + 1) if whole else own
-        picked.append(
+    if not len(seen) or len(ends) >= _PIECES:
+        places = seen.tolist()
+        slots, casts = (tuple(all_of[i] for i in places) for all_of in (rows.slots, rows.casts))
+        numbers = (rows.counts[seen], rows.reals[seen], rows.loss_scales[seen])
+        return Rows(slots, *numbers, casts, rows.full)
+    pieces = [slice(int(own[0]), int(own[-1]) + 1) for own in np.split(seen, ends)]
+    return join_rows(
+        [
             Rows(
-                tuple(rows.slots[i] for i in own.tolist()),
+                rows.slots[at],
                 rows.counts[at],
                 rows.reals[at],
                 rows.loss_scales[at],
-                tuple(rows.casts[i] for i in own.tolist()),
+                rows.casts[at],
                 rows.full,
             )
-        )
-    return join_rows(picked)
+            for at in pieces
+        ]
+    )
 
 
 @dataclass(frozen=True)

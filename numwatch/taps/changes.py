@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from numwatch.snapshot import format_of_dtype
 from numwatch.stats.packing import pack
@@ -28,6 +28,7 @@ STORAGES = ("fp16", "bf16", "e4m3", "e5m2")
 """Formats that each update is judged for."""
 _CHUNK = 2**19
 """Elements compared at once."""
+_PLAIN = (Tensor, nn.Parameter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +180,7 @@ def judge(change: Change) -> Iterator[Judged]:
     """Yields what each storage format makes of a change."""
     lost_in = change.lost_in
     names = [one.name for one in change.members]
-    numels = [local_part(one.parameter).numel() for one in change.members]
+    numels = [one.known.numel for one in change.members]
     storages = dict.fromkeys((lost_in, *STORAGES) if lost_in else STORAGES)
     for storage in storages if change.directed else [lost_in]:
         applied = change.applied if storage == lost_in else None
@@ -198,7 +199,9 @@ def judge(change: Change) -> Iterator[Judged]:
 def pack_samples(tensors: Sequence[Tensor], members: Sequence[Updated]) -> Tensor:
     """Returns the samples [k, n] of tensors that have the parameters' shapes, copied."""
     strides = [one.known.stride for one in members]
-    return pack([local_part(one) for one in tensors], strides, members[0].known.sampled)
+    # Asking a plain tensor for its part takes longer than to copy a small one.
+    own = [one if type(one) in _PLAIN else local_part(one) for one in tensors]
+    return pack(own, strides, members[0].known.sampled)
 
 
 def _applied(

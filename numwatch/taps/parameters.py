@@ -32,6 +32,7 @@ class Known:
         placement: Where several ranks train, how it is placed over them.
         stride: The step between sampled elements.
         sampled: How many are sampled.
+        numel: Elements of this rank's part.
     """
 
     parameter: weakref.ref[Tensor]
@@ -42,6 +43,7 @@ class Known:
     placement: str | None
     stride: int
     sampled: int
+    numel: int
 
 
 class Updated(NamedTuple):
@@ -121,6 +123,7 @@ class Parameters:
                 placement_of(parameter),
                 stride,
                 -(-own.numel() // stride),
+                own.numel(),
             )
         return known
 

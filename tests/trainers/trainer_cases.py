@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import trainer_huggingface as huggingface
 import trainer_lightning as lightning
 import trainer_loops as loops
 import trainer_nets as nets
@@ -14,6 +15,7 @@ from trainer_nets import BATCHES, PLAIN, Net
 ALL = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
 WITH_FP8 = (*ALL, "fp8")
 TWO = ("32-true", "16-mixed")
+SOME = (*TWO, "bf16-true")
 STEPS = tuple(range(BATCHES))
 
 
@@ -44,6 +46,7 @@ class Case:
         losses: Whether a step's loss is in the record.
         ignore: Warnings that come without numwatch too.
         note: What the documentation says of it.
+        needs: A library without which it is skipped.
     """
 
     name: str
@@ -56,14 +59,31 @@ class Case:
     losses: bool = True
     ignore: tuple[str, ...] = ()
     note: str = ""
+    needs: str = ""
 
 
 def _ways():
     """Every Trainer, and every way to use it, on one net."""
     yield Case("Lightning Trainer", lightning.fit(PLAIN), precisions=WITH_FP8)
-    yield Case("Lightning Trainer, lightning.pytorch", lightning.fit(PLAIN, "lightning.pytorch"))
+    yield Case(
+        "Lightning Trainer, lightning.pytorch",
+        lightning.fit(PLAIN, "lightning.pytorch"),
+        precisions=SOME,
+    )
+    for namespace in ("pytorch_lightning", "lightning.pytorch"):
+        yield Case(
+            f"LightningCLI, {namespace}",
+            lightning.cli(PLAIN, namespace),
+            precisions=SOME,
+            # Lightning's own call of jsonargparse; of a kind the first tells all.
+            ignore=("(?s).*(JsonargparseDeprecationWarning|was deprecated in v4)",),
+        )
     yield Case("Lightning Fabric", loops.fabric(PLAIN))
-    yield Case("Lightning Fabric, lightning_fabric", loops.fabric(PLAIN, "lightning_fabric"))
+    yield Case(
+        "Lightning Fabric, lightning_fabric",
+        loops.fabric(PLAIN, "lightning_fabric"),
+        precisions=SOME,
+    )
     yield Case(
         "Lightning Fabric, accumulation and clipping",
         loops.fabric(PLAIN, accumulate=2, clip=0.1),
@@ -71,6 +91,21 @@ def _ways():
         calls=2,
     )
     yield Case("plain PyTorch loop", loops.loop(PLAIN), precisions=WITH_FP8)
+    yield Case(
+        "accelerate",
+        loops.accelerated(PLAIN),
+        precisions=("32-true", "bf16-mixed"),
+        always=("bf16-mixed",),
+    )
+    yield Case("Hugging Face Trainer", huggingface.train(PLAIN))
+    yield Case(
+        "Hugging Face Trainer, accumulation and evaluation",
+        huggingface.train(
+            PLAIN, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1
+        ),
+        steps=(0, 1),
+        calls=2,
+    )
     yield Case("manual optimization", lightning.fit(PLAIN, changes=lightning.MANUAL))
     yield Case(
         "manual optimization, two optimizers",
@@ -97,7 +132,11 @@ def _ways():
     yield Case("fast_dev_run", lightning.fit(PLAIN, fast_dev_run=2), steps=(0, 1))
     yield Case("fit called twice", lightning.fit_twice(PLAIN), steps=tuple(range(2 * BATCHES)))
     yield Case("two monitors", lightning.fit(PLAIN, monitors=2))
-    yield Case("WeightAveraging", lightning.fit(PLAIN, callbacks=_averaging))
+    yield Case(
+        "WeightAveraging",
+        lightning.fit(PLAIN, callbacks=_averaging),
+        precisions=tuple(p for p in ALL if p != "16-true"),  # Lightning can not average those
+    )
     yield Case(
         "StochasticWeightAveraging",
         lightning.fit(PLAIN, callbacks=_stochastic_averaging, max_epochs=3),
@@ -136,6 +175,7 @@ def _nets():
         precisions=("32-true", "bf16-mixed", "bf16-true"),  # oneDNN has no FP16 LSTM on CPUs
         always=("32-true", "bf16-mixed"),
     )
+    yield Case("peft", lightning.fit(nets.PEFT), nets.PEFT, needs="peft")
 
 
 def _averaging():

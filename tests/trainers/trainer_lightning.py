@@ -1,8 +1,11 @@
 """Runs under Lightning's Trainer in its many ways."""
 
 import importlib
+import sys
+from unittest import mock
 
 import torch
+import yaml
 from torch import nn
 from trainer_nets import BATCHES, loader, loss_of
 from trainer_witness import Trained, Witness
@@ -193,3 +196,48 @@ def _configured(net, *, meta):
 def configured(net, *, meta=False):
     """Fits a net that is built in `configure_model`, on the meta device first where asked."""
     return fit(net, changes=_configured(net, meta=meta))
+
+
+def cli(net, namespace):
+    """Returns what fits a net by LightningCLI, all of it told by a YAML file."""
+
+    def run(setting):
+        LightningCLI = importlib.import_module(f"{namespace}.cli").LightningCLI  # noqa: N806
+        setting.directory.mkdir()
+        config = setting.directory / "config.yaml"
+        config.write_text(yaml.safe_dump({"trainer": _trainer_config(setting, namespace)}))
+        with mock.patch.object(sys, "argv", ["train.py", "fit", f"--config={config}"]):
+            done = LightningCLI(
+                type(module_of(net, namespace)),
+                save_config_callback=None,
+                seed_everything_default=0,
+            )
+        return trained(setting, done.trainer, done.model)
+
+    return run
+
+
+def _trainer_config(setting, namespace):
+    config = {
+        "accelerator": "cpu",
+        "default_root_dir": str(setting.directory),
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    if setting.precision == "16-mixed":
+        scaler = {"class_path": "torch.amp.GradScaler", "init_args": {"device": "cpu"}}
+        config["plugins"] = {
+            "class_path": f"{namespace}.plugins.MixedPrecision",
+            "init_args": {"precision": "16-mixed", "device": "cpu", "scaler": scaler},
+        }
+    else:
+        config["precision"] = setting.precision
+    if setting.watched:
+        own = {**CADENCE, "dir": str(setting.record())}
+        config["callbacks"] = [
+            {"class_path": "numwatch.callbacks.NumericsMonitor", "init_args": own}
+        ]
+    return config

@@ -114,5 +114,34 @@ def _fabric_options(precision, namespace):
     return {"precision": precision}
 
 
+def accelerated(net):
+    """Returns a loop of the user's own over what accelerate has prepared."""
+
+    def run(setting):
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        mixed = {"bf16-mixed": "bf16", "32-true": "no"}[setting.precision]
+        accelerator = Accelerator(cpu=True, mixed_precision=mixed)
+        model, witness = Model(net.make()), Witness()
+        witness.follow(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-4)
+        prepared, stepped, data = accelerator.prepare(model, optimizer, loader(net.data()))
+        with watching(setting, prepared, stepped) as watch:
+            for batch in data:
+                witness.begin()
+                loss = prepared(batch)
+                accelerator.backward(loss)
+                stepped.step()
+                witness.end(loss)
+                watch.step(loss=loss)
+                stepped.zero_grad()
+                del loss
+        return Trained(model, [optimizer], witness, _records(setting))
+
+    return run
+
+
 def _records(setting):
     return (setting.record(),) if setting.watched else ()

@@ -256,6 +256,23 @@ LORA = Net(
 )
 
 
+def wrapped_by_peft():
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["0", "4"], lora_dropout=0.1)
+    return get_peft_model(plain(), config).base_model.model
+
+
+PEFT = Net(
+    wrapped_by_peft,
+    slots=frozen("0.base_layer", also=("grad_input", "grad_output"))
+    | first("0.lora_A.default")
+    | output("1")
+    | frozen("4.base_layer")
+    | gemm("0.lora_B.default", "4.lora_A.default", "4.lora_B.default"),
+)
+
+
 class Symmetric(nn.Module):
     def forward(self, weight):
         return weight.triu() + weight.triu(1).mT

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import nn
-from transformers import TrainerCallback
 from typing_extensions import Self
 
 from numwatch.failures import CAPSULE_GB
@@ -26,6 +25,16 @@ from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.wrappers import plain_optimizer, scaler_behind
 
 from ._forwards import Forwards
+
+try:
+    import accelerate  # noqa: F401  # what its Trainer does not go without
+    from transformers import TrainerCallback
+except ModuleNotFoundError as error:
+    text = (
+        "numwatch.callbacks.huggingface needs transformers and accelerate; "
+        "type: pip install 'numwatch[hf]'"
+    )
+    raise ImportError(text) from error
 
 _TRUE = {torch.bfloat16: "bf16-true", torch.float16: "16-true", torch.float64: "64-true"}
 _MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}

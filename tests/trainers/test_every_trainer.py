@@ -1,6 +1,5 @@
 """DESIGN's rules under every Trainer: one test over the table in `trainer_cases`."""
 
-import gc
 import random
 import warnings
 
@@ -12,14 +11,6 @@ from trainer_cases import CASES, Setting
 from trainer_witness import outcome_of
 
 import numwatch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _what_is_there_already_is_no_garbage():
-    """Witnesses and accelerate collect garbage in each cell: they need not go through all of it."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def cells():

@@ -17,6 +17,7 @@ WITH_FP8 = (*ALL, "fp8")
 TWO = ("32-true", "16-mixed")
 SOME = (*TWO, "bf16-true")
 STEPS = tuple(range(BATCHES))
+EVALUATED = "an evaluation is not recorded, and meets no hooks"
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,14 @@ class Case:
     needs: str = ""
 
 
-def _ways():
-    """Every Trainer, and every way to use it, on one net."""
-    yield Case("Lightning Trainer", lightning.fit(PLAIN), precisions=WITH_FP8)
+def _trainers():
+    """Every Trainer, and every loop of the user's own."""
+    yield Case(
+        "Lightning Trainer",
+        lightning.fit(PLAIN),
+        precisions=WITH_FP8,
+        note="FP8 by `Float8Training`",
+    )
     yield Case(
         "Lightning Trainer, lightning.pytorch",
         lightning.fit(PLAIN, "lightning.pytorch"),
@@ -77,8 +83,14 @@ def _ways():
             precisions=SOME,
             # Lightning's own call of jsonargparse; of a kind the first tells all.
             ignore=("(?s).*(JsonargparseDeprecationWarning|was deprecated in v4)",),
+            note="all of it from YAML",
         )
-    yield Case("Lightning Fabric", loops.fabric(PLAIN))
+    yield Case(
+        "Lightning Fabric",
+        loops.fabric(PLAIN),
+        precisions=WITH_FP8,
+        note="`numwatch.watch` takes what `fabric.setup` returns; the scaler is found within",
+    )
     yield Case(
         "Lightning Fabric, lightning_fabric",
         loops.fabric(PLAIN, "lightning_fabric"),
@@ -87,55 +99,99 @@ def _ways():
     yield Case(
         "Lightning Fabric, accumulation and clipping",
         loops.fabric(PLAIN, accumulate=2, clip=0.1),
+        precisions=SOME,
         steps=(0, 1),
         calls=2,
+        note="`grad_norm` is that after clipping, as in every loop of your own",
     )
-    yield Case("plain PyTorch loop", loops.loop(PLAIN), precisions=WITH_FP8)
+    yield Case(
+        "plain PyTorch loop",
+        loops.loop(PLAIN),
+        precisions=WITH_FP8,
+        note="FP8 by torchao's `convert_to_float8_training`",
+    )
     yield Case(
         "accelerate",
         loops.accelerated(PLAIN),
         precisions=("32-true", "bf16-mixed"),
         always=("bf16-mixed",),
+        note="its scaler is found too; on a CPU it has no FP16",
     )
-    yield Case("Hugging Face Trainer", huggingface.train(PLAIN))
+    yield Case(
+        "Hugging Face Trainer",
+        huggingface.train(PLAIN),
+        precisions=WITH_FP8,
+        note="the loss is the model's own; `grad_norm` is that after clipping",
+    )
     yield Case(
         "Hugging Face Trainer, accumulation and evaluation",
         huggingface.train(
             PLAIN, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1
         ),
+        precisions=SOME,
         steps=(0, 1),
         calls=2,
+        note=EVALUATED,
     )
-    yield Case("manual optimization", lightning.fit(PLAIN, changes=lightning.MANUAL))
+
+
+def _ways():
+    """Ways to use Lightning's Trainer."""
+    yield Case(
+        "manual optimization", lightning.fit(PLAIN, changes=lightning.MANUAL), precisions=WITH_FP8
+    )
     yield Case(
         "manual optimization, two optimizers",
         lightning.fit(PLAIN, changes=lightning.MANUAL_TWO),
         steps=tuple(2 * step for step in STEPS),
+        note="steps are numbered as `global_step` is: two a batch",
     )
     yield Case(
         "several training dataloaders",
         lightning.fit(PLAIN, changes=lightning.COMBINED),
+        precisions=SOME,
         calls=2,
+        note="the calls of a module in a step merge into one row",
     )
-    yield Case("several validation dataloaders", lightning.fit(PLAIN, changes=lightning.VALIDATED))
+    yield Case(
+        "several validation dataloaders",
+        lightning.fit(PLAIN, changes=lightning.VALIDATED),
+        precisions=SOME,
+        note=EVALUATED,
+    )
     yield Case(
         "sanity validation, and validation within an epoch",
         lightning.fit(
             PLAIN, changes=lightning.ONE_VALIDATED, num_sanity_val_steps=2, val_check_interval=2
         ),
+        precisions=SOME,
+        note=EVALUATED,
     )
     yield Case(
         "overfit_batches",
         lightning.fit(PLAIN, overfit_batches=2, max_epochs=2),
+        precisions=SOME,
         ignore=(".*overfit.*",),
     )
-    yield Case("fast_dev_run", lightning.fit(PLAIN, fast_dev_run=2), steps=(0, 1))
-    yield Case("fit called twice", lightning.fit_twice(PLAIN), steps=tuple(range(2 * BATCHES)))
-    yield Case("two monitors", lightning.fit(PLAIN, monitors=2))
+    yield Case("fast_dev_run", lightning.fit(PLAIN, fast_dev_run=2), precisions=SOME, steps=(0, 1))
+    yield Case(
+        "fit called twice",
+        lightning.fit_twice(PLAIN),
+        precisions=SOME,
+        steps=tuple(range(2 * BATCHES)),
+        note="one record, in which each fit is an attempt",
+    )
+    yield Case(
+        "two monitors",
+        lightning.fit(PLAIN, monitors=2),
+        precisions=SOME,
+        note="each with a `dir` of its own",
+    )
     yield Case(
         "WeightAveraging",
         lightning.fit(PLAIN, callbacks=_averaging),
-        precisions=tuple(p for p in ALL if p != "16-true"),  # Lightning can not average those
+        precisions=tuple(p for p in ALL if p != "16-true"),
+        note="the average is not watched; Lightning makes none of FP16 weights",
     )
     yield Case(
         "StochasticWeightAveraging",
@@ -145,12 +201,24 @@ def _ways():
     yield Case(
         "gradient accumulation",
         lightning.fit(PLAIN, accumulate_grad_batches=2),
+        precisions=WITH_FP8,
         steps=(0, 1),
         calls=2,
+        note="the micro-batches of a step merge into one row",
     )
-    yield Case("gradient clipping", lightning.fit(PLAIN, gradient_clip_val=0.1))
-    yield Case("model built in configure_model", lightning.configured(PLAIN))
-    yield Case("meta device", lightning.configured(PLAIN, meta=True))
+    yield Case(
+        "gradient clipping",
+        lightning.fit(PLAIN, gradient_clip_val=0.1),
+        precisions=WITH_FP8,
+        note="`grad_norm` is that before clipping",
+    )
+    yield Case("model built in configure_model", lightning.configured(PLAIN), precisions=SOME)
+    yield Case(
+        "meta device",
+        lightning.configured(PLAIN, meta=True),
+        precisions=SOME,
+        note="materialised in `configure_model`",
+    )
 
 
 def _nets():
@@ -167,15 +235,17 @@ def _nets():
         "spectral_norm": nets.parametrized_net("spectral_norm"),
         "channels-last convolutions": nets.CONVOLUTIONS,
     }.items():
-        yield Case(name, lightning.fit(net), net)
+        precisions = WITH_FP8 if net.fp8 else ALL
+        yield Case(name, lightning.fit(net), net, precisions, note=net.note)
     yield Case(
         "LSTM",
         lightning.fit(nets.RECURRENT),
         nets.RECURRENT,
-        precisions=("32-true", "bf16-mixed", "bf16-true"),  # oneDNN has no FP16 LSTM on CPUs
+        precisions=("32-true", "bf16-mixed", "bf16-true"),
         always=("32-true", "bf16-mixed"),
+        note=nets.RECURRENT.note,
     )
-    yield Case("peft", lightning.fit(nets.PEFT), nets.PEFT, needs="peft")
+    yield Case("peft", lightning.fit(nets.PEFT), nets.PEFT, precisions=SOME, needs="peft")
 
 
 def _averaging():
@@ -186,4 +256,13 @@ def _stochastic_averaging():
     return [pl.callbacks.StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1)]
 
 
-CASES = (*_ways(), *_nets())
+CASES = (*_trainers(), *_ways(), *_nets())
+
+
+def table():
+    """The table as the documentation has it."""
+    yield f"| | {' | '.join((*ALL, 'FP8'))} | |"
+    yield "|" + " --- |" * (len(WITH_FP8) + 2)
+    for case in CASES:
+        tried = (" ✓ " if precision in case.precisions else " " for precision in WITH_FP8)
+        yield f"| {case.name} |{'|'.join(tried)}|{f' {case.note} ' if case.note else ' '}|"

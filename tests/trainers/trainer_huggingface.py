@@ -3,13 +3,12 @@
 import torch
 from torch import nn
 from trainer_lightning import CADENCE
+from trainer_loops import TRUE, model_of
 from trainer_nets import BATCH, loss_of
 from trainer_witness import Trained, Witness
 from transformers import Trainer, TrainingArguments
 
 from numwatch.callbacks.huggingface import NumericsCallback
-
-TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
 class WithLoss(nn.Module):
@@ -56,7 +55,7 @@ def arguments(directory, precision="32-true", **options):
             "num_train_epochs": 1,
             "save_strategy": "no",
             "logging_strategy": "no",
-            "bf16": precision == "bf16-mixed",
+            "bf16": precision in ("bf16-mixed", "fp8"),
             "adam_epsilon": 1e-4,
             "learning_rate": 1e-2,
             **options,
@@ -72,7 +71,8 @@ def train(net, **options):
     """Returns what trains a net in a cell."""
 
     def run(setting):
-        model = WithLoss(net.make()).to(TRUE.get(setting.precision, torch.float32))
+        model = model_of(net, setting.precision, WithLoss)
+        model.to(TRUE.get(setting.precision, torch.float32))
         witness = Witness()
         witness.follow(model)
         Watched.witness, Watched.precision = witness, setting.precision

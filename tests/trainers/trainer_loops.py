@@ -24,6 +24,14 @@ class Model(nn.Module):
         return loss_of(self.net, batch)
 
 
+def model_of(net, precision, kind=Model):
+    """Returns a model around a net, its Linears float8 where that is the precision."""
+    model = kind(net.make())
+    if precision == "fp8":
+        importlib.import_module("torchao.float8").convert_to_float8_training(model)
+    return model
+
+
 class _Nobody:
     def step(self, loss=None):
         pass
@@ -46,9 +54,7 @@ def loop(net):
     """Returns a plain loop over a net."""
 
     def run(setting):
-        model, witness = Model(net.make()), Witness()
-        if setting.precision == "fp8":
-            importlib.import_module("torchao.float8").convert_to_float8_training(model)
+        model, witness = model_of(net, setting.precision), Witness()
         witness.follow(model)
         dtype = TRUE.get(setting.precision, torch.float32)
         model.to(dtype)
@@ -79,7 +85,7 @@ def fabric(net, namespace="lightning.fabric", *, accumulate=1, clip=None):
 
     def run(setting):
         Fabric = importlib.import_module(namespace).Fabric  # noqa: N806
-        model, witness = Model(net.make()), Witness()
+        model, witness = model_of(net, setting.precision), Witness()
         witness.follow(model)
         fabric = Fabric(accelerator="cpu", **_fabric_options(setting.precision, namespace))
         fabric.launch()
@@ -111,7 +117,7 @@ def _fabric_options(precision, namespace):
     if precision == "16-mixed":
         plugins = importlib.import_module(f"{namespace}.plugins")
         return {"plugins": plugins.MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))}
-    return {"precision": precision}
+    return {"precision": "bf16-mixed" if precision == "fp8" else precision}
 
 
 def accelerated(net):

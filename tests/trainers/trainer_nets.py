@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from numwatch.snapshot import ROLES
+from numwatch.taps.selection import PARAMETER_ROLES
 
 WIDTH, BATCH, BATCHES = 16, 16, 4
 TIMES, CLASSES = 5, 16
@@ -83,7 +84,8 @@ class Net:
         slots: Every slot that must have rows, and no other may.
         numels: Elements that some slots have in a step of one micro-batch.
         seldom: Slots that not every step has.
-        unseen: What numwatch does not see of it, for the docs.
+        note: What the documentation says of it.
+        fp8: Whether all its Linears can be float8.
     """
 
     make: Any
@@ -91,7 +93,8 @@ class Net:
     slots: frozenset[str] = frozenset()
     numels: dict[str, int] = field(default_factory=dict)
     seldom: frozenset[str] = frozenset()
-    unseen: str = ""
+    note: str = ""
+    fp8: bool = False
 
 
 def plain():
@@ -132,6 +135,8 @@ def checkpointed(*, use_reentrant):
         lambda: Checkpointed(use_reentrant=use_reentrant),
         slots=first("first") | gemm("body.0", "head"),
         numels={"net.body.0:input": BATCH * 32, "net.body.0:grad_output": BATCH * 32},
+        note="what is computed again is not counted again",
+        fp8=True,
     )
 
 
@@ -151,6 +156,7 @@ TIED = Net(
     slots=output("embed") | gemm("head"),
     # Each use of the shared weight sends a gradient to it; torch hands on their sum.
     numels={"net.head:weight": WIDTH * CLASSES, "net.head:grad_weight": WIDTH * CLASSES},
+    note="`weight` and `grad_weight` are those of the module that is met first, here the Linear",
 )
 
 
@@ -172,7 +178,7 @@ RECURRENT = Net(
         "net.lstm:output": (TIMES + 2) * BATCH * 16,
         "net.lstm:grad_output": TIMES * BATCH * 16,
     },
-    unseen="the weights and products inside `nn.LSTM`",
+    note="its several weights are not seen; torch has no FP16 LSTM on CPUs",
 )
 
 
@@ -202,6 +208,7 @@ STEPWISE = Net(
         "net.head:weight": 16 * CLASSES,
         "net.head:grad_weight": 16 * CLASSES,
     },
+    note="its calls in a step merge into one row",
 )
 
 
@@ -224,6 +231,8 @@ CONDITIONAL = Net(
     Conditional,
     slots=first("even", "odd") | gemm("head") | {"net.never:weight"},
     seldom=(first("even", "odd") - {"net.even:weight", "net.odd:weight"}),
+    note="a step has rows of what it called; weights have theirs always",
+    fp8=True,
 )
 
 
@@ -253,6 +262,7 @@ LORA = Net(
     | first("0.down")
     | gemm("0.up", "2.down", "2.up")
     | frozen("2.base"),
+    note="a frozen weight is seen, and has no `grad_weight`",
 )
 
 
@@ -288,12 +298,11 @@ def parametrized(kind):
 
 
 def parametrized_net(kind):
-    own = (
-        first("0")
-        if kind != "weight_norm"
-        else gemm("0", without=("grad_input", "weight", "grad_weight"))
-    )
-    return Net(lambda: parametrized(kind), slots=own | gemm("2"))
+    if kind == "weight_norm":
+        own, note = gemm("0", without=("grad_input", *PARAMETER_ROLES)), "no `weight`: it is two"
+    else:
+        own, note = first("0"), "`weight` is the parameter, before the parametrization"
+    return Net(lambda: parametrized(kind), slots=own | gemm("2"), note=note)
 
 
 class Convolutions(nn.Module):
@@ -307,4 +316,9 @@ class Convolutions(nn.Module):
         return self.body(x).mean((2, 3))
 
 
-CONVOLUTIONS = Net(Convolutions, images, slots=first("body.0") | output("body.1") | gemm("body.3"))
+CONVOLUTIONS = Net(
+    Convolutions,
+    images,
+    slots=first("body.0") | output("body.1") | gemm("body.3"),
+    note="tensors keep their memory format",
+)

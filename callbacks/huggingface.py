@@ -45,7 +45,8 @@ class NumericsCallback(TrainerCallback):  # type: ignore[misc]  # untyped where 
 
     It prints a summary at each epoch's end and keeps a record in `<output_dir>/numwatch`, which
     `numwatch report` prints again. Training under it is bitwise the training without it. A run
-    that is resumed continues its record. Of a distributed run it watches rank 0.
+    that is resumed continues its record. Of a distributed run it watches every rank, and rank 0
+    keeps what all of them saw.
 
     The loss is the one that the model returns: of a Trainer with a `compute_loss` of its own, of
     `compute_loss_func` and of label smoothing no loss is seen, or the model's own. The norm of the
@@ -126,12 +127,10 @@ class NumericsCallback(TrainerCallback):  # type: ignore[misc]  # untyped where 
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         """Opens the record and puts the hooks in place, once accelerate has prepared all."""
-        del control
+        del state, control
         self._close()
         self.directory = Path(self._dir or args.output_dir).absolute() / RECORD_FOLDER
         self._epoch = self._batch = 0
-        if not state.is_world_process_zero:
-            return
         optimizer = kwargs.get("optimizer")
         scaler = scaler_behind(optimizer)
         precision = _precision(args, model, scaled=scaler is not None)
@@ -213,20 +212,20 @@ class NumericsCallback(TrainerCallback):  # type: ignore[misc]  # untyped where 
         """Leaves nothing behind, whatever way the training ended."""
         if self._session and isinstance(error, Exception):
             self._session.end_by(error)
-        self._close()
+        self._close(hurry=error is not None)
 
     def _pause(self) -> None:
         if self._session and self._forwards:
             self._session.pause()
             self._forwards.detach()
 
-    def _close(self) -> None:
+    def _close(self, *, hurry: bool = False) -> None:
         session, self._session = self._session, None
         forwards, self._forwards = self._forwards, None
         if forwards:
             forwards.detach()
         if session:
-            session.close()
+            session.close(hurry=hurry)
 
 
 def _precision(args: Any, model: nn.Module, *, scaled: bool) -> str:

@@ -1,5 +1,7 @@
 """Runs under the Trainer of Hugging Face's transformers."""
 
+import os
+
 import torch
 from torch import nn
 from trainer_lightning import CADENCE
@@ -45,6 +47,7 @@ class Watched(Trainer):
 
 
 def arguments(directory, precision="32-true", **options):
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)  # transformers 4 leaves it to the next one
     return TrainingArguments(
         output_dir=str(directory),
         **{

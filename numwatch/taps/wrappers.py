@@ -1,4 +1,4 @@
-"""What Lightning Fabric and accelerate wrap around a user's model and optimizers."""
+"""What Lightning Fabric, accelerate and DDP wrap around a user's model and optimizers."""
 
 from typing import Any
 
@@ -9,11 +9,12 @@ from numwatch.taps.scaler import Scaler
 
 _OPTIMIZERS = frozenset({"_FabricOptimizer", "AcceleratedOptimizer", "LightningOptimizer"})
 _FABRIC_MODULE = "_FabricModule"
+_MODULES = frozenset({_FABRIC_MODULE, "DistributedDataParallel"})
 
 
 def plain_model(model: Any) -> nn.Module:
     """Returns the user's own model, whose modules have the paths that the user knows."""
-    while _is_a(model, {_FABRIC_MODULE}):
+    while _is_a(model, _MODULES):
         model = model.module
     own: nn.Module = model
     return own

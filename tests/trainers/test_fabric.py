@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from trainer_lightning import CADENCE
 from trainer_nets import PLAIN, loader
@@ -123,3 +124,28 @@ def test_the_origin_of_a_failure_is_found_under_fabric(method, tmp_path):
         watch.step(loss=loss)
     (origin,) = [e for e in numwatch.open_run(tmp_path).events() if e["kind"] == "origin"]
     assert (origin["phase"], origin["operation"]) == ("forward", "aten.log.default")
+
+
+@pytest.fixture
+def _one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_one_rank")
+def test_what_ddp_wraps_is_watched_under_the_paths_that_the_user_knows(tmp_path):
+    model = PLAIN.make()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    assert plain_model(wrapped) is model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with numwatch.watch(wrapped, optimizer, dir=tmp_path, **CADENCE) as watch:
+        for x, y in loader(PLAIN.data()):
+            loss = nn.functional.cross_entropy(wrapped(x), y)
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+            optimizer.zero_grad()
+    run = numwatch.open_run(tmp_path)
+    assert run.tensors(slot="4:grad_input")["step"].to_pylist() == [0, 1, 2, 3]
+    assert "4.weight:update" in run.updates()["slot"].to_pylist()

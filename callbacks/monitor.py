@@ -47,8 +47,8 @@ class NumericsMonitor(Callback):
         every_n_steps: Full rows every so many optimizer steps.
         amax_every_n_steps: Amax and non-finites alone every so many optimizer steps; 0 for never.
         include: Globs of modules (`model.blocks.*`) or slots (`model.blocks.*:grad_output`) that
-            replace the default choice: GEMM modules in all roles, and the outputs of embeddings
-            and norms.
+            replace the default choice: GEMM modules in all roles, inputs and outputs of recurrent
+            layers, and the outputs of embeddings and norms.
         exclude: Globs taken away from it.
         dir: Directory of the run, instead of the Trainer's `log_dir`.
         summary: Print summaries to the terminal.

@@ -33,7 +33,8 @@ COMMANDS = sorted(
         if line.strip() and not line.startswith("#")
     }
 )
-EXAMPLES = list(blocks("python"))
+# Those of one page run in one process: tests/trainers/test_trainers_page.py.
+EXAMPLES = [(name, code) for name, code in blocks("python") if name != "trainers.md"]
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,10 @@ _GEMMS = (
 # GEMM modules of libraries that do not derive from torch's own.
 _GEMM_NAMES = frozenset({"Conv1D", "LayerNormLinear", "GroupedLinear"})
 
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+"""One operation on several weights: no single one, and no GEMM of its own to plan for."""
+_RECURRENT_ROLES = ("input", "output", "grad_output")
+
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NORMS = (
     nn.LayerNorm,
@@ -40,7 +44,7 @@ class Tap:
         module: The module.
         path: Its path in the unwrapped model.
         slots: Slot index by role.
-        gemm: Whether it is a matrix product, which computes in autocast's dtype.
+        gemm: Whether it multiplies matrices, which autocast does in its dtype.
     """
 
     module: nn.Module
@@ -63,7 +67,8 @@ def select(
     """Chooses the slots of a model.
 
     By default every GEMM module (`Linear`, convolutions, their float8 kin, attention
-    projections) in all roles, and the outputs of embeddings and norms.
+    projections) in all roles, inputs and outputs of recurrent layers with the outputs' gradients,
+    and the outputs of embeddings and norms.
 
     Args:
         model: The model; its root module itself is never watched.
@@ -86,10 +91,9 @@ def select(
     modules = list(model.named_modules())
     for wrapped_path, module in modules:
         path = clean_path(wrapped_path)
-        gemm = is_gemm(module)
-        tap = Tap(module, path, gemm)
+        tap = Tap(module, path, is_gemm(module) or isinstance(module, _RECURRENT))
         weight = weight_of(module)
-        by_default = ROLES if gemm else ("output",) if is_norm_or_embedding(module) else ()
+        by_default = _default_roles(module)
         for role in ROLES:
             wanted = role in by_default if include is None else _matches(include_globs, path, role)
             if not (path and wanted) or _matches(exclude_globs, path, role):
@@ -110,8 +114,8 @@ def select(
     _warn_of_idle(include_globs + exclude_globs, [clean_path(path) for path, _ in modules if path])
     if not slots and include is None:
         warnings.warn(
-            "numwatch: nothing is watched: the model has no GEMM module, embedding or norm below "
-            "its root that include and exclude leave",
+            "numwatch: nothing is watched: the model has no GEMM module, recurrent layer, "
+            "embedding or norm below its root that include and exclude leave",
             UserWarning,
             stacklevel=3,
         )
@@ -148,6 +152,14 @@ def clean_path(path: str) -> str:
 def is_gemm(module: nn.Module) -> bool:
     """Whether the module is a matrix product with weights."""
     return isinstance(module, _GEMMS) or type(module).__name__ in _GEMM_NAMES
+
+
+def _default_roles(module: nn.Module) -> tuple[str, ...]:
+    if is_gemm(module):
+        return ROLES
+    if isinstance(module, _RECURRENT):
+        return _RECURRENT_ROLES
+    return ("output",) if is_norm_or_embedding(module) else ()
 
 
 def is_norm_or_embedding(module: nn.Module) -> bool:

@@ -24,6 +24,12 @@ def test_default_is_gemms_in_all_roles_and_outputs_of_embeddings_and_norms():
     assert names(model()) == expected
 
 
+@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN, nn.GRUCell])
+def test_recurrent_layers_have_input_output_and_gradient_and_no_single_weight(make):
+    expected = {"0:input", "0:output", "0:grad_output"}
+    assert names(nn.Sequential(make(4, 4))) == expected
+
+
 def test_norm_of_another_library_is_known_by_its_name():
     class LlamaRMSNorm(nn.Module):
         pass

@@ -41,6 +41,7 @@ def flaw_of(facts: Any, state: Any) -> str | None:
         "loss_scale": _is_scale(facts.get("loss_scale")),
         "default_dtype": _is_wide_dtype(facts["default_dtype"]),
         "autocast": facts.get("autocast") is None or _is_wide_dtype(facts["autocast"]),
+        "notes": all(isinstance(note, str) for note in facts["notes"]),
         "exception": isinstance(facts.get("exception"), str | None),
         "origin": facts.get("origin") is None or _is_origin(facts["origin"]),
         "module": _is_named(state.get("module")),

@@ -125,6 +125,8 @@ def _slot_info(entry: Any) -> SlotInfo | None:
     if not abs(known.get("order") or 0) < _ORDERS:
         return None
     shape = known.get("shape")
+    if not all(type(size) is int and 0 <= size < _ORDERS for size in shape or []):
+        return None
     return SlotInfo(**{**known, "shape": None if shape is None else tuple(shape)})
 
 

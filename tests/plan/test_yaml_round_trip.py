@@ -125,6 +125,6 @@ def test_files_that_can_not_be_read_or_written(tmp_path):
 
 def test_a_directory_is_no_file_to_save_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(NumwatchError, match="can't write the plan: Is a directory"):
+    with pytest.raises(NumwatchError, match="can't write the plan"):
         Plan("fp8").save(".")
     assert list(tmp_path.iterdir()) == []

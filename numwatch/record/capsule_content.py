@@ -33,6 +33,8 @@ def flaw_of(facts: Any, state: Any) -> str | None:
     for name, kind in _FACTS.items():
         if not isinstance(facts.get(name), kind):
             return f"its facts lack {name}"
+    if "autocast" not in facts:  # None says that there was none
+        return "its facts lack autocast"
     for name in _NUMBERS:
         if not _is_hex(facts.get(name)):
             return f"{name} is no `float.hex`"

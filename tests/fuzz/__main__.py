@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+from itertools import accumulate
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,8 +18,8 @@ from fuzz_engine import Engine, name_of
 from fuzz_targets import TARGETS, made
 
 CORPORA = Path(__file__).parent / "corpora"
-LARGEST = 16_000
-"""Bytes an input may have to be kept, and be in a repository."""
+LARGEST = 100_000
+"""Bytes a corpus may have, the smallest inputs first: it is kept in a repository."""
 
 
 def main() -> int:
@@ -37,6 +38,12 @@ def main() -> int:
     return min(found, 1)
 
 
+def fitting(inputs: list[bytes]) -> list[bytes]:
+    """Returns as many of them as fit, from the first on."""
+    sizes = accumulate(map(len, inputs))
+    return [data for data, size in zip(inputs, sizes, strict=True) if size <= LARGEST]
+
+
 def fuzz(name: str, minutes: float, seed: int, out: Path, *, keep: bool) -> int:
     """Fuzzes one target."""
     out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +55,7 @@ def fuzz(name: str, minutes: float, seed: int, out: Path, *, keep: bool) -> int:
     for data, told in engine.tally.failures.values():
         (out / name_of(data)).write_bytes(data)
         (out / f"{name_of(data)}.txt").write_text(told)
-    kept = [data for data in engine.smallest() if len(data) <= LARGEST] if keep else []
+    kept = fitting(engine.smallest()) if keep else []
     if keep:
         corpus.mkdir(parents=True, exist_ok=True)
         for path in known:

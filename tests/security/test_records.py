@@ -44,7 +44,7 @@ def test_a_part_that_leads_elsewhere_is_left_out(kind, table, record, tmp_path):
     part.rename(tmp_path / "elsewhere")
     part.symlink_to(tmp_path / "elsewhere") if kind == "link" else os.mkfifo(part)
     run = numwatch.open_run(record)
-    assert run._parts[table] == []
+    assert run.rows(table) == 0
     (problem,) = run.problems
     assert ("links are not followed" if kind == "link" else "no plain file") in problem
 
@@ -138,7 +138,7 @@ def test_parts_that_would_not_fit_are_left_out_unread(table, column, values, rec
     del values
     before = peak_mib()
     run = numwatch.open_run(record)
-    assert run._table(table, first=None, last=None).num_rows == 0
+    assert list(run.batches(table)) == []
     (problem,) = run.problems
     assert part.name in problem
     assert "would take more than 8 MiB" in problem

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from numwatch.failures import CAPSULE_GB
 from numwatch.record import RECORD_FOLDER
+from numwatch.record.find import is_record
 from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 from numwatch.session import Session
 from numwatch.settings import Settings
@@ -212,7 +213,7 @@ class NumericsMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the record of the run that is resumed, where it can still be found."""
         directory = state_dict.get("directory")
-        if directory and self._dir is None and Path(directory).is_dir():
+        if directory and self._dir is None and is_record(Path(directory)):
             self._resumed = Path(directory)
 
     def _close(self, *, hurry: bool = False) -> None:

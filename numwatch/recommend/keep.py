@@ -31,7 +31,7 @@ def reasons_to_keep(slots: Mapping[str, SlotInfo], modules: Sequence[str]) -> di
         elif first_call(slots, module) == math.inf:
             reasons[module] = "never called: only its weight was seen"
         elif min(sizes) < NARROW:
-            reasons[module] = f"narrow: {sizes[1]} features, {sizes[0]} outputs"
+            reasons[module] = f"narrow: {sizes[-1]} features, {sizes[0]} outputs"
     called = [one for one in modules if sizes_of(slots, one) and first_call(slots, one) < math.inf]
     if called:
         reasons.setdefault(called[-1], "last layer: its outputs decide the loss directly")

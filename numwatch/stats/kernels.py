@@ -11,6 +11,7 @@ import torch
 
 from numwatch.stats import on_gpu, reference
 from numwatch.stats.block_kernel import accumulate_blocks, count_blocks
+from numwatch.stats.compiled import WrongCountsError, is_news
 from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.finite import all_finite
 from numwatch.stats.layout import unpack_row
@@ -211,7 +212,8 @@ def _cpu_kernel(dtype: torch.dtype, full: bool) -> Kernel:
     try:
         _check(kernel, dtype, full=full)
     except Exception as error:  # noqa: BLE001 - numba fails in many ways
-        _warn(f"{dtype_name(dtype)}: {error}")
+        if is_news(error):
+            _warn(f"{dtype_name(dtype)}: {error}")
         return reference
     return kernel
 
@@ -221,7 +223,8 @@ def _compiled_kernel() -> Kernel:
     try:
         from numwatch.stats import cpu
     except Exception as error:  # noqa: BLE001 - numba fails in many ways
-        _warn(str(error))
+        if is_news(error):
+            _warn(str(error))
         return reference
     return cpu
 
@@ -249,4 +252,4 @@ def _check(kernel: Kernel, dtype: torch.dtype, *, full: bool) -> None:
         getattr(reference, name)(x, *theirs, row)
     sums_agree = torch.allclose(ours[1], theirs[1], rtol=1e-9, atol=0.0)
     if not torch.equal(ours[0], theirs[0]) or not sums_agree:
-        raise RuntimeError("its loops count wrongly, perhaps from a stale cache")
+        raise WrongCountsError("its loops count wrongly, perhaps from a stale cache")

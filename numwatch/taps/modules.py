@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook, in_backward, tensors_in
-from numwatch.taps.selection import PARAMETER_ROLES, Tap, weight_of
+from numwatch.taps.selection import PARAMETER_ROLES, Tap
 from numwatch.taps.traced import Token
 from numwatch.taps.tracing import TracedModule, own_of_attention
 
@@ -62,7 +62,7 @@ def attach_weights(
         index = tap.slots.get("grad_weight")
         if index is None or index in hooked:
             continue
-        weight = weight_of(tap.module)
+        weight = tap.weight
         if weight is not None and weight.requires_grad and not is_lazy(weight):
             hooked.add(index)
             handles.append(weight.register_hook(_Gradient(index, tap, gate, collector)))

@@ -178,6 +178,17 @@ def warm_up(
 def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:
     """Returns the statistics of a tensor: any float dtype, shape, layout or device.
 
+    Example:
+        >>> import torch, numwatch
+        >>> stats = numwatch.tensor_stats(torch.tensor([0.0, 1.0, 1.5, 2.0**-30]))
+        >>> stats.numel, stats.zeros, stats.amax, stats.amin == 2.0**-30
+        (4, 1, 1.5, True)
+        >>> flushed = stats.flushed("fp16")  # of the three that are not zero
+        >>> round(flushed.value, 2), flushed.exact
+        (0.33, True)
+        >>> stats.flushed("fp16", scale=2.0**10).value
+        0.0
+
     Args:
         x: The tensor; of a DTensor the local shard is taken.
         blocks: Block sizes for which to count how far elements lie below their block's amax, along

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from numwatch.failures import CAPSULE_GB
 from numwatch.record import RECORD_FOLDER
+from numwatch.record.find import is_record
 from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 from numwatch.session import Session
 from numwatch.settings import Settings
@@ -47,8 +48,8 @@ class NumericsMonitor(Callback):
         every_n_steps: Full rows every so many optimizer steps.
         amax_every_n_steps: Amax and non-finites alone every so many optimizer steps; 0 for never.
         include: Globs of modules (`model.blocks.*`) or slots (`model.blocks.*:grad_output`) that
-            replace the default choice: GEMM modules in all roles, and the outputs of embeddings
-            and norms.
+            replace the default choice: GEMM modules in all roles, inputs and outputs of recurrent
+            layers, and the outputs of embeddings and norms.
         exclude: Globs taken away from it.
         dir: Directory of the run, instead of the Trainer's `log_dir`.
         summary: Print summaries to the terminal.
@@ -212,7 +213,7 @@ class NumericsMonitor(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the record of the run that is resumed, where it can still be found."""
         directory = state_dict.get("directory")
-        if directory and self._dir is None and Path(directory).is_dir():
+        if directory and self._dir is None and is_record(Path(directory)):
             self._resumed = Path(directory)
 
     def _close(self, *, hurry: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Where the snapshots of an attempt go: to the record, to the views, and to a person."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,6 +8,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from numwatch.record import Recorder, events_of
+from numwatch.shadow import reason
 from numwatch.snapshot import SlotInfo, Snapshot
 from numwatch.telling import Telling
 
@@ -30,6 +32,8 @@ class Keeping:
         directory: Path,
         console: Console | None,
         views: Callable[[], Sequence[View]],
+        *,
+        strict: bool = False,
         **about: Any,
     ) -> None:
         """Opens the record.
@@ -38,11 +42,12 @@ class Keeping:
             directory: The record's folder.
             console: Where summaries go; None for nowhere.
             views: Makes the places beside the record.
+            strict: Raise what a view raises, instead of going on without it.
             about: What the manifest says of the run, see `Recorder.open`.
         """
         self.recorder = Recorder.open(directory, **about)
         self._telling = Telling(self.recorder, console)
-        self._views = views()
+        self._views, self._strict = views(), strict
         self._described: Sequence[SlotInfo] = ()
         self._by_name: dict[str, SlotInfo] = {}
         self._told_bytes = 0
@@ -70,8 +75,7 @@ class Keeping:
                 self.recorder.event(kind, snapshot.step, **details)
             self._telling.see(snapshot)
             if _worth_showing(snapshot):
-                for view in self._views:
-                    view.write(snapshot, self._by_name, snapshot.step)
+                self._show(snapshot)
             if size > self._told_bytes:
                 self._told_bytes = size
                 self.recorder.event("memory", snapshot.step, bytes=size)
@@ -89,6 +93,22 @@ class Keeping:
         """Flushes, and prints the summary of the whole run."""
         self.recorder.flush()
         self._telling.end()
+
+    def _show(self, snapshot: Snapshot) -> None:
+        """Shows a snapshot; a view that fails, a tracking server that is gone, is shown no more."""
+        for view in self._views:
+            try:
+                view.write(snapshot, self._by_name, snapshot.step)
+            except Exception as error:  # noqa: PERF203  # one that fails costs only itself
+                if self._strict:
+                    raise
+                self._views = [other for other in self._views if other is not view]
+                warnings.warn(
+                    f"numwatch draws no more charts in {type(view).__name__}, the record goes on "
+                    f"({reason(error)}); strict=True raises such errors instead.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
 
 def _worth_showing(snapshot: Snapshot) -> bool:

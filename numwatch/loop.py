@@ -24,6 +24,7 @@ from numwatch.settings import Settings
 from numwatch.shadow import LossOf, ShadowStep
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler
+from numwatch.taps.wrappers import plain_model, plain_optimizer, precision_of, scaler_behind
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter  # imports TensorBoard
@@ -160,14 +161,16 @@ def watch(  # noqa: PLR0913  # the options of one call
         3
 
     Args:
-        model: The model; put it on its device first.
+        model: The model; put it on its device first. What Lightning Fabric or accelerate have set
+            up is taken as it is.
         optimizer: Its optimizer or optimizers, to know of skipped steps and gradient norms.
-        scaler: The gradient scaler, where there is one.
+        scaler: The gradient scaler, where there is one; that of Fabric or accelerate is found.
         dir: Directory of the run; the record goes to `<dir>/numwatch`.
         every_n_steps: Full rows every so many steps.
         amax_every_n_steps: Amax and non-finites alone every so many steps; 0 for never.
         include: Globs of modules (`blocks.*`) or slots (`blocks.*:grad_output`) that replace the
-            default choice: GEMM modules in all roles, outputs of embeddings and norms.
+            default choice: GEMM modules in all roles, inputs and outputs of recurrent layers,
+            outputs of embeddings and norms.
         exclude: Globs taken away from it.
         writer: A TensorBoard writer to show the run in as it goes.
         summary: Print summaries to the terminal.
@@ -188,7 +191,11 @@ def watch(  # noqa: PLR0913  # the options of one call
     Raises:
         NumwatchError: A cadence or a number of samples is not one.
     """
-    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or []
+    wrapped = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or []
+    if scaler is None:
+        scaler = next((found for one in (*wrapped, model) if (found := scaler_behind(one))), None)
+    precision = precision_of(model)
+    own_model = plain_model(model)
     settings = Settings(
         every_n_steps,
         amax_every_n_steps,
@@ -206,11 +213,11 @@ def watch(  # noqa: PLR0913  # the options of one call
 
     def start(directory: Path) -> Session:
         return Session(
-            model,
+            own_model,
             directory,
             settings=settings,
-            precision=_precision(model, scaler),
-            optimizers=optimizers,
+            precision=precision or _precision(own_model, scaler),
+            optimizers=[plain_optimizer(one) for one in wrapped],
             scaler=scaler,
             views=partial(_views, writer),
             console=Console() if summary else None,

@@ -92,6 +92,7 @@ class Session:
                     self.directory,
                     console,
                     views,
+                    strict=settings.strict,
                     precision=_with_rounded(precision, model),
                     device=_device_name(model, 1 if self._reducer is None else self._reducer.size),
                     arguments=asdict(settings),

@@ -60,11 +60,11 @@ class ShadowPass:
         paths = {id(module): path for path, module in model.named_modules()}
         self._model = model
         self._taps = [
-            (paths[id(tap.module)], tap.path, tap.gemm, slots)
+            (paths[id(tap.module)], tap.path, tap.gemm, slots, tap.parameter)
             for tap in taps
             if (slots := {r: index for r, index in tap.slots.items() if r in GRADIENT_ROLES})
         ]
-        count = sum(len(slots) for *_, slots in self._taps)
+        count = sum(len(slots) for *_, slots, _ in self._taps)
         self._limit = max(1, min(limit, BUDGET // max(count, 1)))
         self.fault: str | None = None
 
@@ -112,7 +112,10 @@ class ShadowPass:
         gate = Gate(strict=True)
         gate.mode = Mode.FULL
         modules = dict(shadow.named_modules())
-        taps = [Tap(modules[place], path, gemm, slots) for place, path, gemm, slots in self._taps]
+        taps = [
+            Tap(modules[place], path, gemm, slots, parameter)
+            for place, path, gemm, slots, parameter in self._taps
+        ]
         attach_modules(taps, gate, collector)
         attach_weights(taps, gate, collector, set())
         shadow.register_forward_pre_hook(widen_arguments, with_kwargs=True)

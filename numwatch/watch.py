@@ -24,7 +24,7 @@ from numwatch.taps.parameters import Parameters
 from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
-from numwatch.taps.selection import Tap, select, weight_of
+from numwatch.taps.selection import Tap, select
 from numwatch.taps.tape import Tape, loss_scale_column
 from numwatch.taps.traced import anchor_on
 from numwatch.taps.updates import UpdateTaps
@@ -315,7 +315,7 @@ class Watch:
 
 def _weights(taps: Sequence[Tap]) -> Iterator[tuple[int, Tensor, Tap]]:
     for tap in taps:
-        weight = weight_of(tap.module)
+        weight = tap.weight
         if "weight" in tap.slots and weight is not None and not is_lazy(weight):
             yield tap.slots["weight"], weight, tap
 

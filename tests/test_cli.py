@@ -380,6 +380,15 @@ def test_each_part_of_a_capsule_is_checked(command, failed_run, part, value):
     refused(command("reproduce", failed_run / "ill", "--script", script), part)
 
 
+@pytest.mark.parametrize("missing", ["micro_batches", "autocast", "default_dtype", "notes"])
+def test_a_capsule_that_lacks_a_fact_is_no_difference(command, failed_run, missing):
+    path = failed_run / "ill" / "numwatch" / "capsule" / "capsule.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({name: fact for name, fact in facts.items() if name != missing}))
+    script = f"{PLANTED / 'make_planted.py'}:linear"
+    refused(command("reproduce", failed_run / "ill", "--script", script), missing)
+
+
 @pytest.mark.parametrize("text", ["import sys; sys.exit(0)", "def f():\n    raise SystemExit(0)"])
 def test_a_script_that_exits_is_no_success(command, failed_run, text):
     script = failed_run / "leaves.py"

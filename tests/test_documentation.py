@@ -13,10 +13,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-# Run by CI itself: it calls `make test` (which calls `make lint`) and `make demo`.
-BY_CI = {"make demo", "make test", "make lint"}
+# Run by CI itself: it calls `make test` (which calls `make lint`), `make demo` and `make docs`.
+BY_CI = {"make demo", "make test", "make lint", "make docs"}
 # Needs a network or a network of hooks of the developer's own.
-NOT_RUN = {"pip install numwatch", "pip install 'numwatch[fp8]'"}
+NOT_RUN = {"pip install numwatch", "pip install 'numwatch[fp8]'", "make oldest"}
 
 
 def blocks(language):
@@ -33,7 +33,8 @@ COMMANDS = sorted(
         if line.strip() and not line.startswith("#")
     }
 )
-EXAMPLES = list(blocks("python"))
+# Those of one page run in one process: tests/trainers/test_trainers_page.py.
+EXAMPLES = [(name, code) for name, code in blocks("python") if name != "trainers.md"]
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from numwatch.cli.shared import AsJson, RunPath, damage, print_json, print_lines, reading
-from numwatch.errors import NumwatchError, near
+from numwatch.errors import NumwatchError, near, printable
 
 
 def report(
@@ -192,6 +192,6 @@ def reproduce(
         print_json({"same": found.same, "compared": compared, "origin": plain(origin)})
     else:
         for line in lines(found):
-            typer.echo(line)
+            typer.echo(printable(line))
     if not found.same:
         raise typer.Exit(1)

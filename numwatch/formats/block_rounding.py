@@ -29,6 +29,13 @@ def round_to_block_format(
 ) -> torch.Tensor:
     """Returns what is left of `x` after a cast to a block format and back.
 
+    Example:
+        >>> import torch
+        >>> from numwatch import round_to_block_format
+        >>> x = torch.tensor([[8.0, 1.0, 0.25] + [0.0] * 29])
+        >>> round_to_block_format(x, "mxfp4")[0, :3]  # its largest element sets the scale
+        tensor([8., 1., 0.])
+
     - MX: element * 2^e with e by `mx_scale_exponent`.
     - NVFP4 (arXiv:2509.25149, appendix C; no Hadamard transform): the tensor's scale is
       S = min(448 * 6 / amax, FP32's max), 1 where the amax is 0 or infinite; a block's scale

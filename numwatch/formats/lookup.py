@@ -22,6 +22,11 @@ class UnknownFormatError(NumwatchError, ValueError):
 def get_format(name: str | torch.dtype | Format) -> Format:
     """Returns the format called `name`.
 
+    Example:
+        >>> from numwatch import get_format
+        >>> get_format("float8_e4m3fn").max, get_format("e5m2").max
+        (448.0, 57344.0)
+
     Args:
         name: A canonical name, an alias (`float16`, `half`, `float8_e4m3fn`, `torch.bfloat16`) or a
             torch dtype. Case, `-`, `_` and blanks do not matter. A `Format` is passed through.

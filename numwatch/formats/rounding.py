@@ -36,6 +36,14 @@ def round_to_format(
 ) -> torch.Tensor:
     """Returns what is left of `x` after a cast to `fmt` at `scale` and back: Q(x * scale) / scale.
 
+    Example:
+        >>> import torch
+        >>> from numwatch import round_to_format
+        >>> round_to_format(torch.tensor([0.3, 1000.0, 2.0**-12]), "e4m3").tolist()
+        [0.3125, 448.0, 0.0]
+        >>> round_to_format(torch.tensor([2.0**-12]), "e4m3", scale=2.0**4).item() == 2.0**-12
+        True
+
     Arguments, special values and errors are those of `quantize`.
 
     Returns:
@@ -59,6 +67,12 @@ def quantize(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Returns the grid values of `fmt` that `x * scale` rounds to.
+
+    Example:
+        >>> import torch
+        >>> from numwatch import quantize
+        >>> quantize(torch.tensor([2.5, 3.5, 9.0]), "e2m1")  # ties go to the even mantissa
+        tensor([2., 4., 6.])
 
     - NaN stays NaN, also where the format has no code for it.
     - An overflow is a magnitude that rounds above the largest value as if the exponent range had no

@@ -23,7 +23,7 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     """
     path = Path(path)
     content = plan_text(plan).encode()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         temporary.write_bytes(content)
         temporary.replace(path)

@@ -25,6 +25,8 @@ _READERS: Mapping[str, Callable[[yaml.ScalarNode], object]] = {
 }
 _DEEPEST = 50
 """Levels of a file; more than a plan's source may have when it is written."""
+_LONGEST_NUMBER = 3000
+"""Characters: all of YAML's notations stay below the digits that Python writes, and in no time."""
 _KINDS = {"str": "text", "dict": "a mapping", "list": "a list", "NoneType": "nothing"}
 _KINDS |= {"int": "a number", "float": "a number", "bool": "a switch"}
 
@@ -184,7 +186,6 @@ def _scalar(entry: Entry, event: yaml.ScalarEvent) -> object:
     read = _READERS.get(tag.removeprefix("tag:yaml.org,2002:"))
     if read is None:  # dates, and what YAML 1.1 has besides, are text here
         return event.value
-    try:
-        return read(yaml.ScalarNode(tag, event.value))
-    except ValueError:  # more digits than Python reads
-        return entry.wrong(f"here a number is needed; got one of {len(event.value)} digits")
+    if len(event.value) > _LONGEST_NUMBER:
+        entry.wrong(f"here a number is needed; got one of {len(event.value)} digits")
+    return read(yaml.ScalarNode(tag, event.value))

@@ -1,5 +1,6 @@
 """The snapshots of one rank and those of all: what is sent in a round, and what comes of it."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -61,6 +62,8 @@ def join(
         _with_scalars(snapshot, *lines)
         for snapshot, *lines in zip(share.snapshots, steps.sums, steps.maxima, strict=True)
     ]
+    if any(snapshot.scalars.skipped for snapshot in snapshots):  # on all ranks or none
+        snapshots = _with_blamed(snapshots, group)
     if last.rows is not None:
         snapshots[-1] = _with_rows(snapshots[-1], reduced, agreement, group.size, last.rows.full)
     return snapshots, agreement.slots
@@ -120,6 +123,19 @@ def _unpacked(flat: Array, parts: Sequence[Table], which: str) -> list[Array]:
 def _with_scalars(snapshot: Snapshot, sums: Array, maxima: Array) -> Snapshot:
     scalars, differing = joined_scalars(snapshot.scalars, sums, maxima)
     return replace(snapshot, scalars=scalars, differing=differing)
+
+
+def _with_blamed(snapshots: Sequence[Snapshot], group: Group) -> list[Snapshot]:
+    """Names the parameters whose gradient was not finite on any rank: each knows of its shards."""
+    own = [snapshot.scalars.nonfinite_parameters for snapshot in snapshots]
+    told = [json.loads(blob) for blob in group.exchange(json.dumps(own).encode())]
+    blamed = []
+    for snapshot, *lists in zip(snapshots, *told, strict=True):
+        known = [names for names in lists if names is not None]
+        named = tuple(dict.fromkeys(name for names in known for name in names))
+        scalars = replace(snapshot.scalars, nonfinite_parameters=named if known else None)
+        blamed.append(replace(snapshot, scalars=scalars))
+    return blamed
 
 
 def _with_rows(

@@ -10,6 +10,7 @@ from numwatch.recommend.thresholds import FIRST_BLOCKS, LAST_BLOCKS, NARROW
 from numwatch.snapshot import SlotInfo
 
 _LINEARS = ("Linear", "Float8Linear", "EmulatedLinear")
+_STACK = 3
 _BLOCK = re.compile(r"^(.*?\.)?(\d+)\.")
 
 
@@ -24,14 +25,18 @@ def reasons_to_keep(slots: Mapping[str, SlotInfo], modules: Sequence[str]) -> di
     for module in modules:
         kind = next(info.module_class for info in slots.values() if info.module == module)
         sizes = sizes_of(slots, module)
-        if kind not in _LINEARS:
+        if len(sizes) == _STACK and f"{module}:input" not in slots:
+            reasons[module] = (
+                f"a stack of matrices: {kind} multiplies them itself, so their inputs are not seen"
+            )
+        elif kind not in _LINEARS:
             reasons[module] = f"not an nn.Linear but {kind}: no library trains it so"
         elif not sizes:
             reasons[module] = "nothing of it was seen"
         elif first_call(slots, module) == math.inf:
             reasons[module] = "never called: only its weight was seen"
         elif min(sizes) < NARROW:
-            reasons[module] = f"narrow: {sizes[1]} features, {sizes[0]} outputs"
+            reasons[module] = f"narrow: {sizes[-1]} features, {sizes[0]} outputs"
     called = [one for one in modules if sizes_of(slots, one) and first_call(slots, one) < math.inf]
     if called:
         reasons.setdefault(called[-1], "last layer: its outputs decide the loss directly")

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from numwatch.record.capsule_content import flaw_of
+from numwatch.record.capsule_state import UnsafeStateError, load_state
 from numwatch.record.errors import RecordError
+from numwatch.record.files import MIB, is_own_folder, read_at_most
 from numwatch.record.run import Run, open_run
 
 CAPSULE_FOLDER = "capsule"
 STATE, FACTS = "state.pt", "capsule.json"
 GIGABYTE = 1e9
+LARGEST_FACTS = 16 * MIB
 
 _LARGE = ("optimizers", "module")
 """Parts of the state that are left out, in this order, until the rest is small enough."""
@@ -66,19 +69,21 @@ def load_capsule(run: Run | str | os.PathLike[str]) -> Capsule:
     """
     record = run if isinstance(run, Run) else open_run(run)
     path = record.path / CAPSULE_FOLDER
-    if not path.is_dir():
+    if not is_own_folder(path):
         raise RecordError(
             f"no capsule in {record.path}: one is kept of the first step that fails, unless "
             "capsule_gb=0"
         )
     try:
-        facts = json.loads((path / FACTS).read_bytes())
+        facts = json.loads(read_at_most(path / FACTS, LARGEST_FACTS))
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"the capsule in {path} can't be read: {error}") from error
     try:
-        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+        state = load_state(path / STATE)
     except FileNotFoundError as error:
         raise RecordError(f"the capsule in {path} can't be read: no {STATE}") from error
+    except (OSError, UnsafeStateError) as error:
+        raise RecordError(f"the capsule in {path} can't be read: {STATE}: {error}") from error
     except Exception as error:
         # torch's own text advises to load it without care.
         raise RecordError(f"the capsule in {path} can't be read: {STATE} is damaged") from error

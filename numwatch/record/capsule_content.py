@@ -33,6 +33,8 @@ def flaw_of(facts: Any, state: Any) -> str | None:
     for name, kind in _FACTS.items():
         if not isinstance(facts.get(name), kind):
             return f"its facts lack {name}"
+    if "autocast" not in facts:  # None says that there was none
+        return "its facts lack autocast"
     for name in _NUMBERS:
         if not _is_hex(facts.get(name)):
             return f"{name} is no `float.hex`"
@@ -41,6 +43,7 @@ def flaw_of(facts: Any, state: Any) -> str | None:
         "loss_scale": _is_scale(facts.get("loss_scale")),
         "default_dtype": _is_wide_dtype(facts["default_dtype"]),
         "autocast": facts.get("autocast") is None or _is_wide_dtype(facts["autocast"]),
+        "notes": all(isinstance(note, str) for note in facts["notes"]),
         "exception": isinstance(facts.get("exception"), str | None),
         "origin": facts.get("origin") is None or _is_origin(facts["origin"]),
         "module": _is_named(state.get("module")),

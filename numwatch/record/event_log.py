@@ -1,11 +1,17 @@
 """`events.jsonl`: one JSON object a line, appended as things happen."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from numwatch.record.files import MIB, lines_of
+
 EVENTS = "events.jsonl"
+LONGEST_LINE = MIB
+LARGEST = 128 * MIB
+"""Bytes that are read, at most; numwatch's own lines have some 150, and seldom a few thousand."""
 _NUMBER, _COUNT, _NOTHING = (int, float), (int,), (type(None),)
 _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "start": {"numwatch_seconds": _NUMBER},
@@ -53,22 +59,36 @@ def end_torn_line(directory: Path) -> None:
 def read_events(directory: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """Returns the events and the numbers (from 1) of the lines that can't be read.
 
+    Reading ends at `LARGEST` bytes: the line there counts as one that can't be read.
+
     Raises:
         OSError: There is a file, and it can't be read.
     """
     path = directory / EVENTS
-    events, damaged = [], []
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            event = None
-        if isinstance(event, dict) and _is_whole(event):
+    events: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    if not os.path.lexists(path):
+        return events, damaged
+    left = LARGEST
+    for number, line in enumerate(lines_of(path, LONGEST_LINE), start=1):
+        left -= LONGEST_LINE if line is None else len(line) + 1
+        if left < 0:
+            damaged.append(number)
+            break
+        event = None if line is None else _event(line)
+        if event is not None:
             events.append(event)
-        elif line.strip():
+        elif line is None or line.strip():
             damaged.append(number)
     return events, damaged
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and _is_whole(event) else None
 
 
 def _is_whole(event: dict[str, Any]) -> bool:

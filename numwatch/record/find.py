@@ -17,14 +17,18 @@ def find_record(path: Path) -> Path:
     """Returns the record's folder: `path` itself, its folder `numwatch`, or the one found below.
 
     Raises:
-        RecordError: There is no such directory, no record in it, or more than one.
+        RecordError: There is no such directory, no record in it, or more than one, or no right to
+            look.
     """
-    if not path.is_dir():
-        raise RecordError(_not_a_directory(path))
-    for candidate in (path, path / RECORD_FOLDER):
-        if is_record(candidate):
-            return candidate
-    found = sorted(_records_below(path))
+    try:
+        if not path.is_dir():
+            raise RecordError(_not_a_directory(path))
+        for candidate in (path, path / RECORD_FOLDER):
+            if is_record(candidate):
+                return candidate
+        found = sorted(_records_below(path))
+    except OSError as error:
+        raise RecordError(f"can't look into {path}: {error.strerror}") from error
     if not found:
         raise RecordError(
             f"no record in or below {path}: a record is the folder '{RECORD_FOLDER}' with a "

@@ -8,10 +8,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from numwatch.record.errors import RecordError
+from numwatch.record.files import MIB, read_at_most
 from numwatch.record.schema import SCHEMA_VERSION
 from numwatch.snapshot import SlotInfo
 
@@ -27,6 +29,8 @@ _SLOT_TYPES = {
 }
 _ORDERS = 1 << 53
 """Orders are compared as doubles, and JSON's integers have no end."""
+LARGEST = 64 * MIB
+"""Bytes a manifest may have; one of 100,000 slots has about 20 million."""
 
 Manifest = dict[str, Any]
 
@@ -75,7 +79,7 @@ def read_manifest(path: Path) -> Manifest:
         RecordError: It can't be read, is damaged, or a newer numwatch wrote it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_at_most(path, LARGEST))
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path} can't be read as JSON ({_one_line(error)})") from error
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
@@ -121,6 +125,8 @@ def _slot_info(entry: Any) -> SlotInfo | None:
     if not abs(known.get("order") or 0) < _ORDERS:
         return None
     shape = known.get("shape")
+    if not all(type(size) is int and 0 <= size < _ORDERS for size in shape or []):
+        return None
     return SlotInfo(**{**known, "shape": None if shape is None else tuple(shape)})
 
 
@@ -145,7 +151,12 @@ def _create(path: Path, content: Manifest) -> bool:
 
 def _write_temporary(path: Path, content: Manifest) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    try:
+        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    except OSError:
+        with suppress(OSError):  # the first error tells more
+            temporary.unlink(missing_ok=True)
+        raise
     return temporary
 
 

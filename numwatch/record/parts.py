@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from numwatch.record.files import check_own, is_own_folder
+from numwatch.record.part_size import check_size, check_strings
 from numwatch.record.schema import ADDED_LATER, TABLES
 from numwatch.record.soundness import check_rows
 
@@ -80,7 +82,7 @@ def write_part(directory: Path, name: str, attempt: int, number: int, table: pa.
 def part_files(directory: Path, name: str) -> list[tuple[Path, int, int]]:
     """Returns path, attempt and number of each part of a table, in the order they were written."""
     folder = directory / name
-    if not folder.is_dir():
+    if not is_own_folder(folder):
         return []
     matches = ((path, _NAME.fullmatch(path.name)) for path in folder.iterdir())
     found = [(path, int(match[1]), int(match[2])) for path, match in matches if match]
@@ -95,6 +97,7 @@ def open_part(path: Path, name: str, attempt: int, number: int) -> Part:
     Raises:
         DAMAGED: The file is not whole, or not a part of this table.
     """
+    check_own(path)
     with pq.ParquetFile(path) as file:
         schema, found = TABLES[name], file.schema_arrow
         for field in schema:
@@ -109,6 +112,7 @@ def open_part(path: Path, name: str, attempt: int, number: int) -> Part:
             for i in range(file.metadata.num_row_groups)
         ]
         rows = file.metadata.num_rows
+        check_size(file.metadata)
     if not ranges or not all(r is not None and r.has_min_max for r in ranges):
         raise ValueError("it holds no rows, or none with a step")
     first, last = min(r.min for r in ranges), max(r.max for r in ranges)
@@ -125,7 +129,10 @@ def read_part(part: Part, columns: list[str] | None = None) -> pa.Table:
     """
     schema = TABLES[part.table]
     names = schema.names if columns is None else columns
+    check_own(part.path)
     with pq.ParquetFile(part.path, page_checksum_verification=True) as file:
+        check_size(file.metadata)
+        check_strings(part.path, file.metadata)
         table = file.read(columns=names, use_threads=False)
         if not table.column_names:  # then its rows are not counted either
             table = file.read(columns=["step"], use_threads=False)

@@ -1,5 +1,7 @@
 """`Recorder`: keeps snapshots of one attempt at a run in a record on disk."""
 
+import errno
+import os
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +14,11 @@ from typing import Any, final
 import pyarrow as pa
 
 from numwatch.record.errors import RecordError
-from numwatch.record.event_log import end_torn_line, event_line
+from numwatch.record.event_log import EVENTS, end_torn_line, event_line
+from numwatch.record.files import check_own, is_own_folder
 from numwatch.record.keeper import Event, Keeper, SlotTable
 from numwatch.record.manifest import Manifest, check_version, claim_attempt
+from numwatch.record.schema import TABLES
 from numwatch.record.thinning import bytes_of, thinned
 from numwatch.record.writer import Writer
 from numwatch.snapshot import SlotInfo, Snapshot
@@ -94,6 +98,7 @@ class Recorder:
         with _writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             check_version(directory)
+            _check_own(directory)
             end_torn_line(directory)
             attempt = claim_attempt(directory, manifest)
         return cls(directory, attempt, manifest, flush_seconds)
@@ -180,6 +185,19 @@ class Recorder:
     def _check(self, error: BaseException | None) -> None:
         if error is not None:
             raise RecordError(_failure(self.directory, error)) from error
+
+
+def _check_own(directory: Path) -> None:
+    """Refuses to write through links that a stranger's record may hold.
+
+    Raises:
+        OSError: Its events or a table's folder lie elsewhere.
+    """
+    if os.path.lexists(directory / EVENTS):
+        check_own(directory / EVENTS)
+    for name in TABLES:
+        if os.path.lexists(directory / name) and not is_own_folder(directory / name):
+            raise OSError(errno.ENOTDIR, f"{name} is no folder of its own")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from numwatch.errors import near
+from numwatch.errors import near, one_line
 from numwatch.record.errors import RecordError
 from numwatch.record.event_log import EVENTS, read_events
 from numwatch.record.find import find_record
@@ -23,6 +23,9 @@ from numwatch.record.manifest import (
 from numwatch.record.schema import SCHEMA_VERSION, TABLES
 from numwatch.record.tables import Steps, Tables, slot_filter
 from numwatch.snapshot import ROLES, SlotInfo
+
+MAX_TOLD = 20
+"""So many lines that can't be read are told one by one."""
 
 
 def open_run(path: str | os.PathLike[str]) -> "Run":
@@ -55,6 +58,7 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems: list[str] = []
+        self._told: set[str] = set()
         self.attempts = self._read_manifests()
         self._tables = Tables(path, self._problem)
 
@@ -192,8 +196,10 @@ class Run:
         except OSError as error:
             self._problem(f"{EVENTS} can't be read ({error.strerror})")
             return []
-        for number in damaged:
+        for number in damaged[:MAX_TOLD]:
             self._problem(f"{EVENTS} line {number} can't be read")
+        if damaged[MAX_TOLD:]:
+            self._problem(f"{len(damaged) - MAX_TOLD} more lines of {EVENTS} can't be read")
         ends = self._tables.ends
         return [e for e in events if e["step"] < ends.get(e["attempt"], e["step"] + 1)]
 
@@ -226,8 +232,9 @@ class Run:
                 raise RecordError(f"no {kind} {name!r} in {self.path}{near(name, known)}")
 
     def _problem(self, text: str) -> None:
-        if text not in self.problems:
-            self.problems.append(text)
+        if text not in self._told:
+            self._told.add(text)
+            self.problems.append(one_line(text))
 
 
 def _joined(name: str, pieces: Iterator[pa.Table]) -> pa.Table:

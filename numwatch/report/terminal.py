@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from numwatch.diagnose.finding import Finding
+from numwatch.errors import printable
 from numwatch.report.finding_lines import summary_findings
 from numwatch.report.labels import labelled
 from numwatch.report.scale_window_lines import window_line
@@ -41,6 +42,8 @@ def text_width(console: Console) -> int:
 
 def print_line(line: Text, console: Console) -> None:
     """Prints a line as it is, in ASCII where the console has no more."""
+    if not line.plain.isprintable():  # a stranger's name may hold what a terminal obeys
+        line.plain = printable(line.plain)
     if not console.encoding.lower().startswith("utf"):
         line.plain = ascii_text(line.plain)
     console.print(line, soft_wrap=True, highlight=False)

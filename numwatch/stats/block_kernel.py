@@ -11,6 +11,7 @@ from numwatch.errors import NumwatchError
 from numwatch.stats import block_reference, on_gpu
 from numwatch.stats.block_layout import BLOCK_COLUMNS, BLOCK_KINDS, unpack_block_row
 from numwatch.stats.blocks import BlockCounts
+from numwatch.stats.compiled import WrongCountsError, is_news
 from numwatch.stats.dtypes import dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.prepare import plain
 from numwatch.stats.rows import new_block_rows
@@ -72,13 +73,14 @@ def _cpu_sweep(dtype: torch.dtype) -> Sweep:
         sweep: Sweep = block_cpu.accumulate_blocks
         _check(sweep, dtype)
     except Exception as error:  # noqa: BLE001 - numba fails in many ways
-        warnings.warn(
-            f"numwatch counts blocks slowly, since numba does not work here "
-            f"({dtype_name(dtype)}: {error}); delete the __pycache__ folders of numwatch or "
-            "reinstall numba to fix this",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        if is_news(error):
+            warnings.warn(
+                f"numwatch counts blocks slowly, since numba does not work here "
+                f"({dtype_name(dtype)}: {error}); delete the __pycache__ folders of numwatch or "
+                "reinstall numba to fix this",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         return _reference
     return sweep
 
@@ -91,4 +93,4 @@ def _check(sweep: Sweep, dtype: torch.dtype) -> None:
     sweep(x, rows)
     _reference(x, expected)
     if not torch.equal(rows, expected):
-        raise RuntimeError("its loops count wrongly, perhaps from a stale cache")
+        raise WrongCountsError("its loops count wrongly, perhaps from a stale cache")

@@ -11,6 +11,7 @@ import torch
 
 from numwatch.stats import on_gpu, reference
 from numwatch.stats.block_kernel import accumulate_blocks, count_blocks
+from numwatch.stats.compiled import WrongCountsError, is_news
 from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.finite import all_finite
 from numwatch.stats.layout import unpack_row
@@ -177,6 +178,17 @@ def warm_up(
 def tensor_stats(x: Tensor, *, blocks: Sequence[int] = ()) -> TensorStats:
     """Returns the statistics of a tensor: any float dtype, shape, layout or device.
 
+    Example:
+        >>> import torch, numwatch
+        >>> stats = numwatch.tensor_stats(torch.tensor([0.0, 1.0, 1.5, 2.0**-30]))
+        >>> stats.numel, stats.zeros, stats.amax, stats.amin == 2.0**-30
+        (4, 1, 1.5, True)
+        >>> flushed = stats.flushed("fp16")  # of the three that are not zero
+        >>> round(flushed.value, 2), flushed.exact
+        (0.33, True)
+        >>> stats.flushed("fp16", scale=2.0**10).value
+        0.0
+
     Args:
         x: The tensor; of a DTensor the local shard is taken.
         blocks: Block sizes for which to count how far elements lie below their block's amax, along
@@ -211,7 +223,8 @@ def _cpu_kernel(dtype: torch.dtype, full: bool) -> Kernel:
     try:
         _check(kernel, dtype, full=full)
     except Exception as error:  # noqa: BLE001 - numba fails in many ways
-        _warn(f"{dtype_name(dtype)}: {error}")
+        if is_news(error):
+            _warn(f"{dtype_name(dtype)}: {error}")
         return reference
     return kernel
 
@@ -221,7 +234,8 @@ def _compiled_kernel() -> Kernel:
     try:
         from numwatch.stats import cpu
     except Exception as error:  # noqa: BLE001 - numba fails in many ways
-        _warn(str(error))
+        if is_news(error):
+            _warn(str(error))
         return reference
     return cpu
 
@@ -249,4 +263,4 @@ def _check(kernel: Kernel, dtype: torch.dtype, *, full: bool) -> None:
         getattr(reference, name)(x, *theirs, row)
     sums_agree = torch.allclose(ours[1], theirs[1], rtol=1e-9, atol=0.0)
     if not torch.equal(ours[0], theirs[0]) or not sums_agree:
-        raise RuntimeError("its loops count wrongly, perhaps from a stale cache")
+        raise WrongCountsError("its loops count wrongly, perhaps from a stale cache")

@@ -37,7 +37,7 @@ class TensorStats:
         sum: Sum of the finite elements.
         sumsq: Sum of their squares; inf for FP64 tensors beyond 1e154.
         binade_first: Exponent e of the first entry of `binades`; 0 where there is none.
-        binades: Finite non-zero elements with 2^e <= |x| < 2^(e+1), by rising e, trimmed at both
+        binades: Finite non-zero elements with 2^e <= `|x|` < 2^(e+1), by rising e, trimmed at both
             ends. Binade -127 holds all below 2^-126, binade 127 all from 2^127 up.
         dtype: Name of the tensor's dtype without `torch.`, "mixed" after a merge of different
             ones, None where not known.
@@ -143,7 +143,7 @@ class TensorStats:
         return derived.headroom(self, fmt, scale)
 
     def median_relative_error(self, fmt: AnyFormat, scale: float = 1.0) -> float:
-        """Predicted median of |rounded - x| / |x|; see `numwatch.stats.predict`."""
+        """Predicted median of `|rounded - x| / |x|`; see `numwatch.stats.predict`."""
         return predict.median_relative_error(self, fmt, scale)
 
     def sqnr(self, fmt: AnyFormat, scale: float = 1.0) -> float:

@@ -14,7 +14,7 @@ from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook, hook_gradient, in_backward, tensors_in
 from numwatch.taps.placement import is_others_output, is_sharded, weight_in_place
-from numwatch.taps.selection import PARAMETER_ROLES, Tap, weight_of
+from numwatch.taps.selection import PARAMETER_ROLES, Tap
 from numwatch.taps.tracing import TracedModule, own_of_attention
 
 _CPU = torch.device("cpu")
@@ -46,14 +46,14 @@ def attach_modules(
     """
     handles: list[Removable] = []
     for tap in taps:
+        at_rest = weight_in_place(tap.module, tap.parameter)
+        if "grad_weight" in tap.slots and at_rest is not None and is_sharded(at_rest):
+            whole = _WholeWeight(at_rest, tap, gate, collector)
+            handles += [tap.module.register_forward_pre_hook(whole), whole]
         if tap.slots.keys() <= set(PARAMETER_ROLES):
             continue
         traced = TracedModule(tap, gate, collector, device)
         handles.append(traced.token)
-        at_rest = weight_in_place(tap.module)
-        if "grad_weight" in tap.slots and at_rest is not None and is_sharded(at_rest):
-            whole = _WholeWeight(at_rest, tap, gate, collector)
-            handles += [tap.module.register_forward_pre_hook(whole), whole]
         if tap.aliases_input:
             alias = _AliasInput(tap, gate, collector, traced)
             handles.append(tap.module.register_forward_pre_hook(alias))
@@ -74,7 +74,7 @@ def attach_weights(
         index = tap.slots.get("grad_weight")
         if index is None or index in hooked:
             continue
-        weight = weight_of(tap.module)
+        weight = tap.weight
         if weight is not None and weight.requires_grad and not is_lazy(weight):
             hooked.add(index)
             handles.append(weight.register_hook(_Gradient(index, tap, gate, collector)))
@@ -89,7 +89,7 @@ class _WholeWeight(Hook):
     """
 
     def __init__(self, at_rest: Tensor, tap: Tap, gate: Gate, collector: Collector) -> None:
-        self._known = weakref.ref(at_rest)
+        self._known, self._parameter = weakref.ref(at_rest), tap.parameter
         self._gradient = _Gradient(tap.slots["grad_weight"], tap, gate, collector)
         self._gate = gate
         self._handle: RemovableHandle | None = None
@@ -98,7 +98,7 @@ class _WholeWeight(Hook):
         if is_compiling() or not self._gate.open or not torch.is_grad_enabled():
             return
         with self._gate.watching():
-            weight = weight_in_place(module)
+            weight = weight_in_place(module, self._parameter)
             if weight is not None and weight.requires_grad and weight is not self._known():
                 self._handle = weight.register_hook(self._gradient)
                 self._known = weakref.ref(weight)

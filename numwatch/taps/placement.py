@@ -32,14 +32,14 @@ def is_sharded(parameter: Tensor) -> bool:
     return is_dtensor(parameter) or bool(getattr(parameter, "_fsdp_flattened", False))
 
 
-def weight_in_place(module: nn.Module) -> Tensor | None:
-    """Returns what stands as a module's `weight` just now, parametrized ones left out.
+def weight_in_place(module: nn.Module, name: str | None = None) -> Tensor | None:
+    """Returns what stands as a module's weight just now, parametrized ones left out.
 
     For the time of a forward FSDP puts a whole weight there, of version 1 a plain tensor.
     """
-    own = module.__dict__
-    weight = own["_parameters"].get("weight")
-    return own.get("weight") if weight is None else weight
+    own, name = module.__dict__, name or "weight"
+    weight = own["_parameters"].get(name)
+    return own.get(name) if weight is None else weight
 
 
 def is_dtensor(tensor: Any) -> bool:

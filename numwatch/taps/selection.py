@@ -1,16 +1,19 @@
 """Which modules are watched, in which roles."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from numwatch.errors import near
 from numwatch.snapshot import ROLES, UPDATE_ROLE, SlotInfo
 
 PARAMETER_ROLES = ("weight", "grad_weight")
+_MATRIX, _STACK = 2, 3
 
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
@@ -23,6 +26,10 @@ _GEMMS = (
 # GEMM modules of libraries that do not derive from torch's own.
 _GEMM_NAMES = frozenset({"Conv1D", "LayerNormLinear", "GroupedLinear"})
 
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+"""One operation on several weights: no single one, and no GEMM of its own to plan for."""
+_RECURRENT_ROLES = ("input", "output", "grad_output")
+
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _NORMS = (
     nn.LayerNorm,
@@ -32,6 +39,9 @@ _NORMS = (
 )
 
 
+_GRADIENTS = ("grad_output", "grad_input")
+
+
 @dataclass(frozen=True, eq=False)
 class Tap:
     """A watched module, with the slot index of each role watched on it.
@@ -39,14 +49,22 @@ class Tap:
     Attributes:
         module: The module.
         path: Its path in the unwrapped model.
+        gemm: Whether it multiplies matrices, which autocast does in its dtype.
         slots: Slot index by role.
-        gemm: Whether it is a matrix product, which computes in autocast's dtype.
+        parameter: Name of the one parameter it is about, of a module with stacks of matrices; its
+            path then ends in it. None for the module itself.
     """
 
     module: nn.Module
     path: str
     gemm: bool
     slots: dict[str, int] = field(default_factory=dict)
+    parameter: str | None = None
+
+    @property
+    def weight(self) -> nn.Parameter | None:
+        """The parameter that its `weight` role is about, as it is now; None without one."""
+        return weight_of(self.module, self.parameter)
 
     @property
     def aliases_input(self) -> bool:
@@ -63,7 +81,11 @@ def select(
     """Chooses the slots of a model.
 
     By default every GEMM module (`Linear`, convolutions, their float8 kin, attention
-    projections) in all roles, and the outputs of embeddings and norms.
+    projections, and any with a matrix of its own called `weight`) in all roles, inputs and outputs
+    of recurrent layers with the outputs' gradients, and the outputs of embeddings and norms. Of a
+    module whose parameters are stacks of matrices (experts in one parameter) each stack and its
+    gradient by the parameter's path, and what the module takes and gives; its inner products are
+    not seen.
 
     Args:
         model: The model; its root module itself is never watched.
@@ -83,14 +105,12 @@ def select(
     slots: list[SlotInfo] = []
     owned: set[tuple[int, str]] = set()
     names: set[str] = set()
-    modules = list(model.named_modules())
-    for wrapped_path, module in modules:
-        path = clean_path(wrapped_path)
-        gemm = is_gemm(module)
-        tap = Tap(module, path, gemm)
-        weight = weight_of(module)
-        by_default = ROLES if gemm else ("output",) if is_norm_or_embedding(module) else ()
-        for role in ROLES:
+    places = list(_places(model))
+    for path, module, parameter, by_default in places:
+        multiplies = is_gemm(module) or isinstance(module, _RECURRENT)
+        tap = Tap(module, path, parameter is not None or multiplies, parameter=parameter)
+        weight = tap.weight
+        for role in ROLES if parameter is None else PARAMETER_ROLES:
             wanted = role in by_default if include is None else _matches(include_globs, path, role)
             if not (path and wanted) or _matches(exclude_globs, path, role):
                 continue
@@ -107,11 +127,11 @@ def select(
             taps.append(tap)
     for name, _ in model.named_parameters():
         _matches(include_globs + exclude_globs, clean_path(name), UPDATE_ROLE)
-    _warn_of_idle(include_globs + exclude_globs, [clean_path(path) for path, _ in modules if path])
+    _warn_of_idle(include_globs + exclude_globs, [path for path, *_ in places if path])
     if not slots and include is None:
         warnings.warn(
-            "numwatch: nothing is watched: the model has no GEMM module, embedding or norm below "
-            "its root that include and exclude leave",
+            "numwatch: nothing is watched: the model has no GEMM module, recurrent layer, "
+            "embedding or norm below its root that include and exclude leave",
             UserWarning,
             stacklevel=3,
         )
@@ -145,9 +165,35 @@ def clean_path(path: str) -> str:
     return path
 
 
+def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None, Sequence[str]]]:
+    """Yields path, module, parameter and default roles of all that can be watched."""
+    for wrapped_path, module in model.named_modules():
+        path = clean_path(wrapped_path)
+        stacks = stacks_of(module) if path else ()
+        roles = _default_roles(module)
+        around = ("input", "output", *_GRADIENTS) if stacks else ()
+        yield path, module, None, roles or around
+        for name in stacks:
+            yield f"{path}.{name}", module, name, PARAMETER_ROLES
+
+
 def is_gemm(module: nn.Module) -> bool:
-    """Whether the module is a matrix product with weights."""
-    return isinstance(module, _GEMMS) or type(module).__name__ in _GEMM_NAMES
+    """Whether the module is a matrix product with weights: by class, by name, or by its weight."""
+    if isinstance(module, _GEMMS) or type(module).__name__ in _GEMM_NAMES:
+        return True
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    # A Linear of someone's own: the routers of experts, the heads of metric losses.
+    is_matrix = weight is not None and _dimensions(weight) == _MATRIX
+    looks_up = isinstance(module, _EMBEDDINGS) or type(module).__name__.endswith("Embedding")
+    return is_matrix and not looks_up and not is_norm_or_embedding(module)
+
+
+def _default_roles(module: nn.Module) -> tuple[str, ...]:
+    if is_gemm(module):
+        return ROLES
+    if isinstance(module, _RECURRENT):
+        return _RECURRENT_ROLES
+    return ("output",) if is_norm_or_embedding(module) else ()
 
 
 def is_norm_or_embedding(module: nn.Module) -> bool:
@@ -156,11 +202,33 @@ def is_norm_or_embedding(module: nn.Module) -> bool:
     return isinstance(module, _EMBEDDINGS + _NORMS) or name.endswith(("LayerNorm", "RMSNorm"))
 
 
-def weight_of(module: nn.Module) -> nn.Parameter | None:
-    """Returns the parameter that a module's `weight` role is about, or None."""
+def stacks_of(module: nn.Module) -> tuple[str, ...]:
+    """Returns the names of a module's own parameters that are stacks of matrices [n, out, in]."""
+    if is_gemm(module) or is_norm_or_embedding(module) or isinstance(module, ParametrizationList):
+        return ()
+    own = module.named_parameters(recurse=False)
+    return tuple(name for name, parameter in own if _dimensions(parameter) == _STACK)
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    """Returns how many dimensions a parameter has; 0 where one is of size 1 or not known yet."""
+    if is_lazy(parameter) or not parameter.is_floating_point() or 1 in parameter.shape:
+        return 0
+    return parameter.ndim
+
+
+def weight_of(module: nn.Module, parameter: str | None = None) -> nn.Parameter | None:
+    """Returns the parameter that a module's `weight` role is about, or None.
+
+    Args:
+        module: The module.
+        parameter: Its name; None for the module's own weight.
+    """
     # Never by getattr: of a parametrized weight that would run the parametrization, which may
     # draw random numbers or take a step of a power iteration.
     own = dict(module.named_parameters(recurse=False))
+    if parameter is not None:
+        return own.get(parameter)
     for name in ("weight", "in_proj_weight"):
         if name in own:
             return own[name]

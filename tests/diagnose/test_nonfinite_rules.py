@@ -73,6 +73,18 @@ def test_rows_of_a_finite_loss_leave_the_backward(tmp_path):
     assert (only.rule, only.slot) == ("nan-in-backward", "net.1:grad_output")
 
 
+def test_a_loss_that_was_not_seen_is_not_called_finite(tmp_path):
+    """Under manual optimization `training_step` returns none."""
+    steps = rows_from("net.1:grad_output", loss=1.0)
+    for step in steps:
+        step.scalars["loss"] = None
+    run = make_run(tmp_path, INFOS, steps)
+    (only,) = found(run, *RULES).values()
+    assert only.rule == "nan-in-backward"
+    assert "the loss was not seen" in only.cause
+    assert "loss are finite" not in only.cause
+
+
 def test_an_infinity_in_the_forward_is_an_overflow(tmp_path):
     run = make_run(tmp_path, INFOS, rows_from("net.1:output", math.inf))
     only = first_of(found(run, *RULES))

@@ -121,3 +121,10 @@ def test_files_that_can_not_be_read_or_written(tmp_path):
         load_plan(tmp_path / "latin.yaml")
     (tmp_path / "bom.yaml").write_text("version: 1\r\ntarget: fp8\r\n", encoding="utf-8-sig")
     assert load_plan(tmp_path / "bom.yaml") == Plan("fp8")
+
+
+def test_a_directory_is_no_file_to_save_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NumwatchError, match="can't write the plan"):
+        Plan("fp8").save(".")
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from exact import LR, exact_data, exact_loss, exact_model
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 import numwatch
@@ -58,12 +59,34 @@ def compressed(directory: Path) -> None:
         watch.step(loss=loss)
 
 
-SCENARIOS = {each.__name__: each for each in (ddp, fsdp2, compressed)}
+def sharded_scaler(directory: Path) -> None:
+    """FP16 on shards; in the second step rank 1 alone overflows, and no rank may step."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
+    for layer in model:
+        fully_shard(layer)
+    fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    scaler = ShardedGradScaler(device="cpu", init_scale=2.0**8)
+    with numwatch.watch(model, optimizer, scaler=scaler, dir=directory, **EVERY_STEP) as watch:
+        for step in range(3):
+            optimizer.zero_grad()
+            x = torch.ones(8, 4) * (1e6 if (step, dist.get_rank()) == (1, 1) else 1)
+            with torch.autocast("cpu", torch.float16):
+                loss = model(x).float().square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            watch.step(loss=loss)
+
+
+SCENARIOS = {each.__name__: each for each in (ddp, fsdp2, compressed, sharded_scaler)}
 
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", "No device id is provided")
+    warnings.filterwarnings("ignore", "Found a non-scalar tensor")  # torch's scaler on DTensors
     from datetime import timedelta
 
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))

@@ -143,3 +143,16 @@ def test_what_averaging_in_fp16_flushes_is_seen(tmp_path):
         assert before["amin"] < 2.0**-25 <= after["amin"]
         assert math.frexp(after["amin"])[0] == 0.5  # FP16's smallest, halved
     assert flushed > 0
+
+
+def test_shards_that_overflow_on_one_rank_skip_the_step_on_all(tmp_path):
+    run_ranks("scenarios.py", 2, tmp_path, "sharded_scaler")
+    run = numwatch.open_run(tmp_path / "sharded_scaler")
+    steps = run.steps().to_pylist()
+    assert [step["skipped"] for step in steps] == [False, True, False]
+    assert [step["loss_scale_after"] for step in steps] == [256.0, 128.0, 128.0]
+    assert steps[1]["nonfinite_parameters"]
+    ranks = {(row["step"], row["slot"]): row for row in run.ranks().to_pylist()}
+    assert ranks[1, "0:output"]["nonfinite_rank"] == 1
+    assert ranks[1, "0:output"]["nonfinite_ranks"] == 1
+    assert not [event for event in run.events() if event["kind"] == "differing"]

@@ -165,3 +165,14 @@ def test_ranks_that_scale_or_skip_differently_are_told():
         assert snapshot.differing == ("loss_scale_after", "skipped")
         assert snapshot.scalars.skipped
         assert snapshot.scalars.loss_scale_after == 4.0
+
+
+def test_the_parameters_to_blame_are_those_of_all_shards():
+    def share(rank: int) -> Share:
+        names = (("a.weight",), None, ("b.weight", "a.weight"))[rank]
+        scalars = StepScalars(skipped=True, found_inf=True, nonfinite_parameters=names)
+        return Share([Snapshot(0, scalars), Snapshot(1, StepScalars())], [])
+
+    for snapshots, _ in joined_by_all([share(rank) for rank in range(3)]):
+        named = [snapshot.scalars.nonfinite_parameters for snapshot in snapshots]
+        assert named == [("a.weight", "b.weight"), None]

@@ -180,7 +180,16 @@ def test_slots_that_can_t_be_read_cost_only_themselves(tmp_path, slots):
         recorder.write(snapshot(0))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     if slots == "typed":
-        changes = [{"slot": 1}, {"shape": 2}, {"format": {}}, {"order": "x"}, {"dtype": 1}]
+        changes = [
+            {"slot": 1},
+            {"shape": 2},
+            {"shape": [None]},
+            {"shape": [-1]},
+            {"shape": ["2"]},
+            {"format": {}},
+            {"order": "x"},
+            {"dtype": 1},
+        ]
         slots = [{**asdict(good), **change} for change in changes]
     kept = {}
     if isinstance(slots, list):

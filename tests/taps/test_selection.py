@@ -24,11 +24,56 @@ def test_default_is_gemms_in_all_roles_and_outputs_of_embeddings_and_norms():
     assert names(model()) == expected
 
 
+@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN, nn.GRUCell])
+def test_recurrent_layers_have_input_output_and_gradient_and_no_single_weight(make):
+    expected = {"0:input", "0:output", "0:grad_output"}
+    assert names(nn.Sequential(make(4, 4))) == expected
+
+
 def test_norm_of_another_library_is_known_by_its_name():
     class LlamaRMSNorm(nn.Module):
         pass
 
     assert names(nn.Sequential(LlamaRMSNorm())) == {"0:output"}
+
+
+class Router(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8))
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(4, 16, 8))
+        self.down = nn.Parameter(torch.randn(4, 8, 16))
+        self.bias = nn.Parameter(torch.randn(4, 16))
+        self.first = nn.Parameter(torch.randn(1, 16, 8))
+
+
+class TokenEmbedding(Router):
+    pass
+
+
+def test_matrix_of_a_module_of_someones_own_is_a_gemms():
+    assert names(nn.Sequential(Router(), TokenEmbedding())) == {f"0:{role}" for role in ROLES}
+
+
+def test_stacks_of_matrices_are_watched_with_what_their_module_takes_and_gives():
+    expected = {f"0.{name}:{role}" for name in ("up", "down") for role in ("weight", "grad_weight")}
+    ends = {f"0:{role}" for role in ("input", "output", "grad_output", "grad_input")}
+    assert names(nn.Sequential(Experts())) == expected | ends
+    assert names(nn.Sequential(Experts()), include=["0.up:grad_*"]) == {"0.up:grad_weight"}
+    assert names(nn.Sequential(Experts()), exclude=["0", "*.down"]) == {
+        "0.up:weight",
+        "0.up:grad_weight",
+    }
+
+
+def test_parametrized_convolution_is_no_stack():
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3)))
+    assert not any("parametrizations" in name for name in names(net))
 
 
 def test_include_replaces_the_default_and_exclude_takes_away():

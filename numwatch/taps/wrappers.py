@@ -1,0 +1,55 @@
+"""What Lightning Fabric, accelerate and DDP wrap around a user's model and optimizers."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from numwatch.taps.scaler import Scaler
+
+_OPTIMIZERS = frozenset({"_FabricOptimizer", "AcceleratedOptimizer", "LightningOptimizer"})
+_FABRIC_MODULE = "_FabricModule"
+_MODULES = frozenset({_FABRIC_MODULE, "DistributedDataParallel"})
+
+
+def plain_model(model: Any) -> nn.Module:
+    """Returns the user's own model, whose modules have the paths that the user knows."""
+    while _is_a(model, _MODULES):
+        model = model.module
+    own: nn.Module = model
+    return own
+
+
+def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Returns the optimizer that is really stepped: it is what hooks and scalers are given."""
+    while _is_a(optimizer, _OPTIMIZERS):
+        optimizer = optimizer.optimizer
+    own: torch.optim.Optimizer = optimizer
+    return own
+
+
+def scaler_behind(wrapped: Any) -> Scaler | None:
+    """Returns the gradient scaler that a wrapper of a model or an optimizer steps with, if any."""
+    if _is_a(wrapped, {"AcceleratedOptimizer"}):
+        found = wrapped.scaler
+    else:
+        found = getattr(_fabric_precision(wrapped), "scaler", None)
+    return found if isinstance(found, Scaler) else None
+
+
+def precision_of(wrapped: Any) -> str | None:
+    """Returns the precision of a wrapper as Fabric names it; None where it names none."""
+    name = getattr(_fabric_precision(wrapped), "precision", None)
+    return name if isinstance(name, str) else None
+
+
+def _fabric_precision(wrapped: Any) -> Any:
+    """The precision plugin of what Fabric has set up."""
+    fabrics = {_FABRIC_MODULE, "_FabricOptimizer"}
+    strategy = wrapped._strategy if _is_a(wrapped, fabrics) else None  # noqa: SLF001  # no public way
+    return getattr(strategy, "precision", None)
+
+
+def _is_a(thing: object, names: set[str] | frozenset[str]) -> bool:
+    """By name: none of these libraries is imported for it."""
+    return any(kind.__name__ in names for kind in type(thing).__mro__)

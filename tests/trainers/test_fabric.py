@@ -6,9 +6,11 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import nn
+from trainer_data import loader
 from trainer_lightning import CADENCE
-from trainer_nets import PLAIN, loader
+from trainer_nets import PLAIN
 
 import numwatch
 from numwatch.taps.wrappers import plain_model, plain_optimizer, precision_of, scaler_behind
@@ -38,7 +40,9 @@ def test_model_optimizer_scaler_and_precision_are_found_in_the_wrappers(namespac
         assert plain_optimizer(stepped) is optimizer
         assert scaler_behind(wrapped) is scaler_behind(stepped) is scaler
         assert precision_of(wrapped) == "16-mixed"
-    assert (plain_model(model), plain_optimizer(optimizer)) == (model, optimizer)
+    lightning_optimizer = LightningOptimizer(optimizer)
+    assert plain_optimizer(lightning_optimizer) is plain_optimizer(optimizer) is optimizer
+    assert plain_model(model) is model
     assert scaler_behind(model) is scaler_behind(optimizer) is precision_of(model) is None
 
 

@@ -10,7 +10,8 @@ import trainer_huggingface as huggingface
 import trainer_lightning as lightning
 import trainer_loops as loops
 import trainer_nets as nets
-from trainer_nets import BATCHES, PLAIN, Net
+from trainer_data import BATCHES
+from trainer_nets import PLAIN, Net
 
 ALL = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
 WITH_FP8 = (*ALL, "fp8")

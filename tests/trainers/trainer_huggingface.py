@@ -4,9 +4,9 @@ import os
 
 import torch
 from torch import nn
+from trainer_data import BATCH, loss_of
 from trainer_lightning import CADENCE
 from trainer_loops import TRUE, model_of
-from trainer_nets import BATCH, loss_of
 from trainer_witness import Trained, Witness
 from transformers import Trainer, TrainingArguments
 

@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 import yaml
 from torch import nn
-from trainer_nets import BATCHES, loader, loss_of
+from trainer_data import BATCHES, loader, loss_of
 from trainer_witness import Trained, Witness
 
 from numwatch.callbacks import Float8Training, NumericsMonitor

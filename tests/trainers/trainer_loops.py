@@ -5,8 +5,8 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from trainer_data import loader, loss_of
 from trainer_lightning import CADENCE
-from trainer_nets import loader, loss_of
 from trainer_witness import Trained, Witness
 
 import numwatch

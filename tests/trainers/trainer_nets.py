@@ -7,48 +7,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
+from trainer_data import BATCH, CLASSES, TIMES, WIDTH, features, images, sequences, tokens
 
 from numwatch.snapshot import ROLES
 from numwatch.taps.selection import PARAMETER_ROLES
-
-WIDTH, BATCH, BATCHES = 16, 16, 4
-TIMES, CLASSES = 5, 16
-
-
-def features(n=BATCHES):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(n * BATCH, WIDTH, generator=generator)
-    return TensorDataset(x, torch.randint(0, CLASSES, (n * BATCH,), generator=generator))
-
-
-def sequences(n=BATCHES):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(n * BATCH, TIMES, WIDTH, generator=generator)
-    return TensorDataset(x, torch.randint(0, CLASSES, (n * BATCH, TIMES), generator=generator))
-
-
-def tokens(n=BATCHES):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randint(0, CLASSES, (n * BATCH, TIMES), generator=generator)
-    return TensorDataset(x, x)
-
-
-def images(n=BATCHES):
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(n * BATCH, 3, 8, 8, generator=generator)
-    y = torch.randint(0, CLASSES, (n * BATCH,), generator=generator)
-    return TensorDataset(x.to(memory_format=torch.channels_last), y)
-
-
-def loader(dataset, *, shuffle=True):
-    """Draws from torch's own generator, so that a number too many shows."""
-    return DataLoader(dataset, batch_size=BATCH, shuffle=shuffle)
-
-
-def loss_of(net, batch):
-    x, y = batch
-    return nn.functional.cross_entropy(net(x).flatten(0, -2), y.flatten())
 
 
 def gemm(*names, without=()):

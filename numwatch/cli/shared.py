@@ -25,7 +25,10 @@ def reading(rows: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    if not console.is_terminal:  # there many a rich prints an empty line for a bar it does not show
+        yield lambda _: None
+        return
+    with Progress(console=console, transient=True) as progress:
         task = progress.add_task("reading", total=rows)
         yield lambda read: progress.advance(task, read)
 

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"numwatch": ROOT / "numwatch", "numwatch.callbacks": ROOT / "callbacks"}
@@ -27,10 +28,12 @@ def test_the_entrances_have_examples():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_of(name, tmp_path):
+def test_examples_of(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where an example leaves what it does not name a place for
     module = importlib.import_module(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's of set-ups that an example keeps short
-        result = doctest.testmod(module, extraglobs={"tmp": tmp_path})
+        given = {"tmp": tmp_path, "model": torch.nn.Linear(2, 2)}
+        result = doctest.testmod(module, extraglobs=given)
     assert result.attempted
     assert not result.failed

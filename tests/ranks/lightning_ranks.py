@@ -109,7 +109,7 @@ def ddp_bf16(name: str, directory: Path) -> None:
 
 
 def fp16_plugins():
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**19, growth_interval=2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18)
     return {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}
 
 

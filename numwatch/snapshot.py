@@ -233,6 +233,7 @@ class Update:
         intended: Where D comes from: "applied" (FP32 weights took it whole), "exact" (the same
             element-wise optimizer on FP32 copies), "estimate" (one that is not element-wise).
         intended_sq: |D|^2, by which samples of shards are put together; not recorded.
+        applied_sq: The same of the update really applied, likewise.
         weight_sq: |w|^2, likewise.
     """
 
@@ -250,6 +251,7 @@ class Update:
     lost: bool
     intended: str
     intended_sq: float = 0.0
+    applied_sq: float = 0.0
     weight_sq: float = 0.0
 
 

@@ -28,10 +28,9 @@ def updates_table(updates: Sequence[Update]) -> Table:
     for i, one in enumerate(updates):
         sums[i, [_NUMEL, _SAMPLED, _NONZERO]] = one.numel, one.sampled, one.nonzero
         sums[i, _SEEN] = 1
-        update_sq = one.weight_sq * _of(one.ratio) ** 2
         arrived = one.intended_sq * _of(one.edq_normalised)
         sums[i, _UPDATE_SQUARED : _INTENDED_SQUARED + 1] = (
-            update_sq,
+            one.applied_sq,
             one.weight_sq,
             arrived,
             one.intended_sq,
@@ -79,6 +78,7 @@ def _update(key: str, sums: Array, maxima: Array) -> Update:
         lost=bool(maxima[_LOST] > 0),
         intended=_INTENDED[int(maxima[_SOURCE])],
         intended_sq=squared,
+        applied_sq=float(sums[_UPDATE_SQUARED]),
         weight_sq=weights,
     )
 

@@ -24,7 +24,9 @@ def second_moment_figures(v: Tensor, gradient: Tensor, eps: Tensor, correction: 
         correction: What the optimizer divides v by before it takes the root (1 - beta2^t), FP64
             [k]; 1 where it does not.
     """
-    figures = by_loops if v.is_cpu and v.numel() and has_loops() else by_operations
+    wide = torch.float64 in (v.dtype, gradient.dtype)  # the loop is of FP32
+    loops = v.is_cpu and v.numel() and not wide and has_loops()
+    figures = by_loops if loops else by_operations
     return figures(v, gradient, eps, correction)
 
 
@@ -40,7 +42,7 @@ def by_loops(v: Tensor, gradient: Tensor, eps: Tensor, correction: Tensor) -> Te
 
 def by_operations(v: Tensor, gradient: Tensor, eps: Tensor, correction: Tensor) -> Tensor:
     """Does the same on any device, in torch's operations."""
-    v, gradient = v.float(), gradient.float()
+    v, gradient = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (v, gradient))
     has_gradient = gradient.isfinite() & (gradient != 0)
     vanished = v == 0
     touched = has_gradient | ~vanished

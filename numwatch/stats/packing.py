@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from numwatch.errors import NumwatchError
 from numwatch.stats.compiled import has_loops
 from numwatch.stats.prepare import address_of, is_plain
 
@@ -43,7 +44,9 @@ def by_loops(
     packed = torch.empty(len(tensors), n, dtype=dtype)
     table: list[int] = []
     for row, (x, stride) in enumerate(zip(tensors, strides, strict=True)):
-        if is_plain(x) and x.is_contiguous():
+        if -(-x.numel() // stride) != n:  # an optimizer's step may have given it another shape
+            raise NumwatchError(f"a parameter has {x.numel()} elements now: its sample had {n}")
+        if x.is_cpu and is_plain(x) and x.is_contiguous():
             table += (address_of(x), stride)
         else:
             packed[row] = x.detach().reshape(-1)[::stride]

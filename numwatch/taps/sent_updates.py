@@ -71,6 +71,7 @@ class SentUpdates:
         """Yields columns of `snapshot.Update`: of parameters of one size under one format."""
         figures = self._figures.tensors()[: len(self._judged)]
         ratio: Column = ()
+        applied_sq: Column = ()
         weight_sq: Column = ()
         names: Sequence[str] = ()
         for judged, table in zip(self._judged, figures, strict=True):
@@ -79,6 +80,7 @@ class SentUpdates:
             if judged.names is not names:
                 # The first is the format the weights are in: it alone knows what arrived.
                 names, ratio = judged.names, shares["ratio"]
+                applied_sq = sums[:, FIGURES.index("applied_sq")].copy()
                 weight_sq = sums[:, FIGURES.index("weight_sq")].copy()
             k = len(names)
             unknown = np.full(k, np.nan)
@@ -97,6 +99,7 @@ class SentUpdates:
                 "lost": [judged.storage == judged.lost_in] * k,
                 "intended": [judged.source] * k,
                 "intended_sq": sums[:, FIGURES.index("delta_sq")].copy(),
+                "applied_sq": applied_sq,
                 "weight_sq": weight_sq,
             }
 

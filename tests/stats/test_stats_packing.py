@@ -8,6 +8,7 @@ from bit_patterns import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from numwatch.errors import NumwatchError
 from numwatch.stats import packing
 from numwatch.stats.dtypes import every_kind
 from numwatch.stats.packing import pack
@@ -61,3 +62,13 @@ def test_a_pack_is_a_detached_copy():
     x.data.zero_()
     assert not packed.requires_grad
     assert packed.tolist() == [[1, 1, 1]]
+
+
+def test_a_tensor_of_another_size_than_the_rest_is_refused_and_not_read_beyond_its_end():
+    whole, cut = torch.ones(64, 64), torch.ones(2, 2)
+    for stride in (1, 5):  # of the second one element is left, which could fill a row
+        n = -(-whole.numel() // stride)
+        with pytest.raises(NumwatchError, match="has 4 elements now"):
+            packing.by_loops([whole, cut], [stride, stride], n, torch.float32)
+        with pytest.raises(RuntimeError):
+            packing.by_operations([whole, cut], [stride, stride], n, torch.float32)

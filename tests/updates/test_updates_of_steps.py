@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from update_runs import Holder, row_of, state_of, update_of, updates_watch, watched_steps
 
+import numwatch
 from numwatch.taps.parameters import Parameters
 
 SIGMA = 0.02
@@ -218,6 +219,24 @@ def test_a_fused_step_that_was_skipped_is_no_update():
     assert (first.updates, first.states) == ((), ())
     assert len(second.updates) == 4
     assert state_of(second, "exp_avg_sq").vanished == 0.0
+
+
+def test_an_optimizer_that_prunes_within_its_step_ends_the_watching_and_not_the_run(tmp_path):
+    class Pruning(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                parameter.data = parameter.data[:2, :2].clone()
+                parameter.grad = parameter.grad[:2, :2].clone()
+
+    model = nn.Sequential(nn.Linear(512, 512, bias=False))
+    optimizer = Pruning(model.parameters(), lr=0.1)
+    with numwatch.watch(model, optimizer, dir=tmp_path, summary=False, every_n_steps=1) as watch:
+        model(torch.ones(2, 512)).sum().backward()
+        with pytest.warns(RuntimeWarning, match="numwatch stopped watching"):
+            optimizer.step()
+        watch.step()
+    assert model[0].weight.shape == (2, 2)
 
 
 def test_names_follow_parameters_that_are_replaced_and_tell_foreign_ones_apart():

@@ -22,6 +22,7 @@ from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_S
 from numwatch.session import Session
 from numwatch.settings import Settings
 from numwatch.shadow import LossOf, ShadowStep
+from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler
 from numwatch.taps.wrappers import plain_model, plain_optimizer, precision_of, scaler_behind
@@ -101,9 +102,10 @@ class LoopWatch:
     def stopping(self) -> bool:
         """Whether `stop_on` asks the loop to end: look after each `step`.
 
-        Where `shadow` tells of batches, a capsule of one is kept before.
+        Where `shadow` tells of batches, a capsule of one is kept before. Of several ranks only the
+        first knows, and one that leaves the loop alone would hang the others: False there.
         """
-        return self._session.stopping
+        return self._session.stopping and not of_many_ranks()
 
     def end_epoch(self) -> None:
         """Ends an epoch: flushes the record and prints the epoch's summary."""

@@ -131,7 +131,10 @@ class Session:
 
     @property
     def stopping(self) -> bool:
-        """Whether the run is to end now: a capsule is kept, or a step was there to keep one of."""
+        """Whether the run is to end now: a capsule is kept, or a step was there to keep one of.
+
+        Only rank 0 knows: what it asks others must be told of.
+        """
         kept = self._failures is None or self._failures.kept or self._tried
         return self._critical and kept
 
@@ -264,10 +267,12 @@ class Session:
     def _keep(self, *, everything: bool = False, patience: float | None = None) -> None:
         if self._watch is None:
             return
-        snapshots = self._watch.collect(everything=everything)
+        deliveries = self._watch.deliveries(everything=everything)
+        snapshots = [snapshot for delivery in deliveries for snapshot in delivery]
         slots: Sequence[SlotInfo] = self._watch.slots
         if self._reducer is not None:
-            self._reducer.put(snapshots, slots)
+            for delivery in deliveries:
+                self._reducer.put(delivery, slots)
             wait = patience or PATIENCE_SECONDS if everything else 0.0
             snapshots, slots = self._reducer.take(wait)
             self._tell_alone(self._reducer)
@@ -286,6 +291,13 @@ class Session:
         self._event("alone", step, note=why)
         if self._keeping is None:
             self._release()  # nobody asks this rank any more
+            if reducer.unkept:
+                warnings.warn(
+                    "numwatch keeps nothing of this run: rank 0, which keeps the record of all, "
+                    "does not watch. Watch on every rank.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             return
         warnings.warn(
             f"numwatch records rank 0 alone from step {step} on: {why}. Every rank must watch, and "

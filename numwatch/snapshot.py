@@ -50,6 +50,7 @@ class SlotInfo:
         placement: Of a parameter's slot in a run of several ranks: `REPLICATED` where each holds
             the same whole tensor, which counts once, `SHARDED` where each holds a part of it; None
             elsewhere.
+        shard: Which part this rank holds of a sharded one.
     """
 
     slot: str
@@ -61,6 +62,7 @@ class SlotInfo:
     format: str | None = None
     order: int | None = None
     placement: str | None = None
+    shard: str | None = None
 
     @property
     def rounded(self) -> bool:

@@ -3,6 +3,7 @@
 import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from numwatch.taps.collector import Collector
 from numwatch.taps.comparison import Comparison
 from numwatch.taps.culprits import Culprits
 from numwatch.taps.delivery import Delivery, EndedStep, Seen
+from numwatch.taps.fsdp import AtRest, shards_of, weight_at_rest
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.modules import Removable, attach_modules, attach_weights
 from numwatch.taps.optimizers import OptimizerTaps
@@ -78,6 +80,7 @@ class Watch:
         self._counted_blocks: int | None = None
         self._model = model
         self._hooked_weights: set[int] = set()
+        self._at_rest: AtRest = {}
         self._carried_seconds = 0.0
         self._recorded = False
         self._known: tuple[tuple[SlotInfo, ...], ...] = ()
@@ -164,18 +167,19 @@ class Watch:
             self.gate.switch(Mode.OFF)
         _remove(self._module_handles)
         _remove(self.gate.step_handles)
-        self.gate.model = None
+        self.gate.model, self._at_rest = None, {}
 
     def resume(self) -> None:
         """Puts the hooks back on the modules."""
         if not self._module_handles:
             self.gate.model = self._model
             self.gate.switch(self._paused_mode)
+            self._at_rest = shards_of(self._model)
             for device in {parameter.device for parameter in self._model.parameters()}:
                 anchor_on(device)
                 self._collector.ready(device)
             self._module_handles = attach_modules(
-                self._taps, self.gate, self._collector, self._device
+                self._taps, self.gate, self._collector, self._device, self._at_rest
             )
 
     def begin(self, step: int) -> None:
@@ -194,9 +198,9 @@ class Watch:
         self._collector.operands.due = blocks
         if self.gate.mode:
             self._handles += attach_weights(
-                self._taps, self.gate, self._collector, self._hooked_weights
+                self._taps, self.gate, self._collector, self._hooked_weights, self._at_rest
             )
-            self._collector.see_weights(list(_weights(self._taps)))
+            self._collector.see_weights(list(_weights(self._taps, self._at_rest)))
         if self._audit_due and self.gate.mode is Mode.FULL:
             self._audit_due = False
             self._audit.start()
@@ -277,19 +281,29 @@ class Watch:
         """Returns the snapshots that have arrived since the last call, in order of steps.
 
         Args:
+            everything: See `deliveries`.
+        """
+        return list(chain.from_iterable(self.deliveries(everything=everything)))
+
+    def deliveries(self, *, everything: bool = False) -> list[list[Snapshot]]:
+        """Returns the same as it was sent: several ranks send the same steps together.
+
+        When it arrives differs. Of each delivery the last step may have rows.
+
+        Args:
             everything: Sends what is left and waits for it: at an epoch's or the training's end.
         """
         if everything and self._ended:
             self._deliver(None)
-        snapshots: list[Snapshot] = []
+        arrived: list[list[Snapshot]] = []
         while self._deliveries:
             delivery = self._deliveries[0]
             if everything:
                 delivery.wait()
             elif not delivery.arrived():
                 break
-            snapshots += self._deliveries.pop(0).snapshots()
-        return snapshots
+            arrived.append(self._deliveries.pop(0).snapshots())
+        return arrived
 
     def _follow(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._optimizers = list(optimizers)
@@ -313,9 +327,9 @@ class Watch:
         self._ended = []
 
 
-def _weights(taps: Sequence[Tap]) -> Iterator[tuple[int, Tensor, Tap]]:
+def _weights(taps: Sequence[Tap], at_rest: AtRest) -> Iterator[tuple[int, Tensor, Tap]]:
     for tap in taps:
-        weight = tap.weight
+        weight = weight_at_rest(tap, at_rest)
         if "weight" in tap.slots and weight is not None and not is_lazy(weight):
             yield tap.slots["weight"], weight, tap
 

@@ -16,15 +16,15 @@ class Agreement:
     """What the ranks have agreed on, table by table.
 
     A pipeline's ranks hold different modules, and some modules are called on some ranks alone: the
-    ranks' keys are united. What every rank holds whole, such as DDP's weights, counts once: on the
-    first rank that has it.
+    ranks' keys are united. What several ranks hold, such as DDP's weights or a shard in a mesh of
+    two dimensions, counts once: on the first rank that has it.
 
     Attributes:
         infos: What is known of each slot, on this rank or, where it is not there, on another.
     """
 
     def __init__(self) -> None:
-        self._own: dict[str, dict[str, bool]] = {}
+        self._own: dict[str, dict[str, str | None]] = {}
         self._agreed: dict[str, list[str]] = {}
         self._places: dict[str, dict[str, int]] = {}
         self.infos: dict[str, SlotInfo] = {}
@@ -49,8 +49,8 @@ class Agreement:
             own = self._own.setdefault(name, {})
             for key in table.keys:
                 if key not in own:
-                    info = self.infos.get(key.partition(" ")[0])
-                    own[key] = info is not None and info.placement == REPLICATED
+                    info = self.infos.get(key) or self.infos.get(key.rpartition(" ")[0])
+                    own[key] = None if info is None else _part_of(info)
                     self.changed = True
 
     def keys(self, name: str) -> list[str]:
@@ -85,14 +85,19 @@ class Agreement:
 
     def _unite(self, tables_of_ranks: Sequence[Mapping[str, Any]], rank: int) -> None:
         for name in {name: None for tables in tables_of_ranks for name in tables}:
-            first: dict[str, int] = {}
+            first: dict[tuple[str, str | None], int] = {}
             for teller, tables in enumerate(tables_of_ranks):
-                for key in tables.get(name, {}):
-                    first.setdefault(key, teller)
-            self._agreed[name] = list(first)
+                for key, part in tables.get(name, {}).items():
+                    first.setdefault((key, part), teller)
+            agreed = self._agreed[name] = list(dict.fromkeys(key for key, _ in first))
             own = self._own.get(name, {})
             self._places[name] = {
                 key: place
-                for place, (key, teller) in enumerate(first.items())
-                if key in own and (teller == rank or not own[key])
+                for place, key in enumerate(agreed)
+                if key in own and (own[key] is None or first[key, own[key]] == rank)
             }
+
+
+def _part_of(info: SlotInfo) -> str | None:
+    """Returns what of a slot's tensor ranks may hold in common; None where each has its own."""
+    return REPLICATED if info.placement == REPLICATED else info.shard

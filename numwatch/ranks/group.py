@@ -12,13 +12,16 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import AllgatherOptions, TCPStore
 
 Array = npt.NDArray[np.float64]
 
 PATIENCE_SECONDS = 60.0
-"""How long a rank waits for others: to find them at the start, and at the ends of epochs."""
+"""How long a run waits with a rank for the others: at the ends of epochs."""
+MEETING_SECONDS = 180.0
+"""How long a rank looks out for the others, for which nothing waits."""
 _OPERATION = timedelta(minutes=30)  # as torch's own groups: a rank that saves a checkpoint is late
-_PAUSES = (0.0005, 0.02)
+_PAUSES = (0.0002, 0.02)
 _meetings = itertools.count()
 
 
@@ -34,12 +37,18 @@ class Meeting:
     """Where the ranks of a run find each other: each makes its meetings in the same order.
 
     Nothing here touches the run's own groups, so the order of collectives in those can't matter.
+
+    Attributes:
+        rank: This process.
+        size: How many there are.
+        first_is_missing: Whether rank 0, which keeps the record, did not come.
     """
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.first_is_missing = False
         # torch has no public way to the store its default group was made with.
-        store = dist.distributed_c10d._get_default_store()  # noqa: SLF001
+        store = _own_client(dist.distributed_c10d._get_default_store())  # noqa: SLF001
         self._store = dist.distributed_c10d.PrefixStore(f"numwatch/{next(_meetings)}", store)
 
     def join(self, stop: threading.Event) -> "Group":
@@ -51,18 +60,20 @@ class Meeting:
         """
         self._store.set(str(self.rank), "here")
         everyone = [str(rank) for rank in range(self.size)]
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        verdict = "together"
-        while not self._store.check(everyone):
-            if stop.wait(_PAUSES[1]):
-                raise Stopped
-            if time.monotonic() > deadline:
-                verdict = "apart"
-                break
+        deadline = time.monotonic() + MEETING_SECONDS
+        stopped = late = False
+        while not (stopped or late or self._store.check(everyone)):
+            stopped = stop.wait(_PAUSES[1])
+            late = time.monotonic() > deadline
         # Whoever speaks first decides for all, so that nobody waits for one who has given up.
+        verdict = "apart" if stopped or late else "together"
         if self._store.compare_set("verdict", "", verdict).decode() == "apart":
+            self.first_is_missing = not self._store.check(["0"])
+            if stopped:
+                raise Stopped
             raise Parted(f"not every one of {self.size} ranks watches")
-        backend = dist.ProcessGroupGloo(self._store, self.rank, self.size, _OPERATION)
+        connecting = timedelta(seconds=PATIENCE_SECONDS)
+        backend = dist.ProcessGroupGloo(self._store, self.rank, self.size, connecting)
         return Group(backend, self.rank, self.size, stop)
 
 
@@ -93,13 +104,15 @@ class Group:
         padded = bytearray(length + blob + bytes(longest - len(blob)))
         given = torch.frombuffer(padded, dtype=torch.uint8)
         gathered = [torch.empty_like(given) for _ in range(self.size)]
-        self._finish(self._backend.allgather([gathered], [given]))
+        options = AllgatherOptions()
+        options.timeout = _OPERATION
+        self._finish(self._backend.allgather([gathered], [given], options))
         return [_unpad(each) for each in gathered]
 
     def _all_reduce(self, values: Array, operation: Any) -> Array:
         reduced = torch.from_numpy(values.copy())
         options = dist.AllreduceOptions()
-        options.reduceOp = operation
+        options.reduceOp, options.timeout = operation, _OPERATION
         if reduced.numel():
             self._finish(self._backend.allreduce([reduced], options))
         return reduced.numpy()
@@ -115,6 +128,20 @@ class Group:
                 raise Stopped
             pause = min(2 * pause, longest)
         work.wait()  # raises what went wrong
+
+
+def _own_client(store: Any) -> Any:
+    """Returns a connection of our own to the same store.
+
+    A client of torch's store is locked while it waits, in whichever thread.
+    """
+    if hasattr(store, "clone"):
+        return store.clone()
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    if type(store).__name__ == "TCPStore":  # of torch before 2.9, which clones none
+        return TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
+    return store
 
 
 def _unpad(padded: Tensor) -> bytes:

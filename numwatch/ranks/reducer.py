@@ -1,19 +1,20 @@
 """The thread in which a rank joins its steps with those of the others."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 from numwatch.ranks.agreement import Agreement
 from numwatch.ranks.group import Meeting, Parted, Stopped
 from numwatch.ranks.join import Share, join, say_goodbye
 from numwatch.snapshot import SlotInfo, Snapshot
 
-MAX_WAITING = 64
-"""Shares that may wait for other ranks: with full rows of 1,000 slots 140 MB. Policy."""
-
-
+MAX_WAITING_BYTES = 256 << 20
+"""What may wait for other ranks: 120,000 rows. Policy."""
 _GOODBYE_SECONDS = 5.0
+_MEETING_SECONDS = 15.0
 
 
 class _Waiting:
@@ -21,6 +22,7 @@ class _Waiting:
 
     def __init__(self, share: Share) -> None:
         self.share = share
+        self.bytes = _bytes_of(share)
         self.joined: tuple[list[Snapshot], Sequence[SlotInfo]] | None = None
 
 
@@ -32,6 +34,7 @@ class Reducer:
     Attributes:
         alone: Why this rank goes on alone, None where it does not.
         alone_since: The first step that was not joined for that.
+        error: What went wrong in the thread that should not, for `take` to raise.
         rank: This process.
         size: How many there are.
     """
@@ -44,10 +47,12 @@ class Reducer:
         self._stop = threading.Event()
         self._moved = threading.Condition()
         self._leaving = False
-        self._over = False
+        self._over = self._met = False
         self._slots: Sequence[SlotInfo] = ()
+        self._own_slots: Sequence[SlotInfo] = ()
         self.alone: str | None = None
         self.alone_since: int | None = None
+        self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="numwatch-ranks", daemon=True)
         self._thread.start()
 
@@ -55,6 +60,11 @@ class Reducer:
     def first(self) -> bool:
         """Whether this is the rank that keeps the record."""
         return self.rank == 0
+
+    @property
+    def unkept(self) -> bool:
+        """Whether nobody keeps a record, as rank 0 does not watch."""
+        return self._meeting.first_is_missing
 
     def put(self, snapshots: Sequence[Snapshot], slots: Sequence[SlotInfo]) -> None:
         """Hands in the steps of a delivery; every rank must do so, in the same order."""
@@ -65,10 +75,9 @@ class Reducer:
             self._shares.append(waiting)
             if self._over:
                 return
-            if len(self._due) >= MAX_WAITING:
-                self._part("another rank has not kept up")
-                return
             self._due.append(waiting)
+            if sum(one.bytes for one in self._due) > MAX_WAITING_BYTES:
+                self._part("another rank has not kept up")
             self._moved.notify_all()
 
     def take(self, wait: float = 0.0) -> tuple[list[Snapshot], Sequence[SlotInfo]]:
@@ -76,8 +85,13 @@ class Reducer:
 
         Args:
             wait: How many seconds to wait for the other ranks; after that this one goes on alone.
+                Where they have not been met by now, fewer are enough.
+
+        Raises:
+            Exception: Of numwatch's own, in the thread.
         """
         snapshots: list[Snapshot] = []
+        wait = wait if self._met else min(wait, _MEETING_SECONDS)
         with self._moved:
             if wait and not self._moved.wait_for(self._settled, wait):
                 self._part(f"another rank gave no answer for {wait:.0f} s")
@@ -87,10 +101,15 @@ class Reducer:
                     if self.alone_since is None:
                         self.alone_since = done.share.snapshots[0].step
                     snapshots += done.share.snapshots
-                    self._slots = done.share.slots
+                    self._describe(done.share.slots)
                 else:
                     snapshots += done.joined[0]
                     self._slots = done.joined[1]
+            error, self.error = self.error, None
+        if wait and self._over and not self._met:
+            self._thread.join(1.0)  # who is missing it is just asking
+        if error is not None:
+            raise error
         return snapshots, self._slots
 
     def leave(self) -> None:
@@ -116,7 +135,14 @@ class Reducer:
         with self._moved:
             self._over = True
             self._moved.notify_all()
-        self._thread.join()
+        # It may be connecting, which can't be called off: it dies with the process at the latest.
+        self._thread.join(_GOODBYE_SECONDS)
+
+    def _describe(self, own: Sequence[SlotInfo]) -> None:
+        """Puts what this rank alone knows by now into what all ranks knew."""
+        if own is not self._own_slots:
+            self._own_slots = own
+            self._slots = tuple({slot.slot: slot for slot in (*self._slots, *own)}.values())
 
     def _settled(self) -> bool:
         return self._over or not self._due
@@ -131,13 +157,17 @@ class Reducer:
 
     def _run(self) -> None:
         why = None
+        began, spent = time.thread_time(), 0.0
         try:
             group = self._meeting.join(self._stop)
+            self._met = True
             agreement = Agreement()
             while (waiting := self._next()) is not None:
-                joined = join(waiting.share, agreement, group)
+                snapshots, slots = join(waiting.share, agreement, group)
                 with self._moved:
-                    waiting.joined = joined
+                    waiting.joined = _with_cost(snapshots, spent), slots
+                    spent = time.thread_time() - began
+                    began += spent
                     if self._due:
                         self._due.popleft()
                     self._moved.notify_all()
@@ -147,8 +177,10 @@ class Reducer:
             pass
         except Parted as parted:
             why = str(parted)
-        except Exception as error:  # noqa: BLE001  # of torch, of a peer that died, or our own
+        except (RuntimeError, OSError) as error:  # of torch's, where a peer has died
             why = f"{type(error).__name__}: {error}"
+        except Exception as error:  # noqa: BLE001  # our own: `take` raises it where it is dealt with
+            self.error, why = error, "the joining has failed"
         with self._moved:
             self._part(why)
 
@@ -156,3 +188,18 @@ class Reducer:
         with self._moved:
             self._moved.wait_for(lambda: self._due or self._leaving or self._over)
             return None if self._over or not self._due else self._due[0]
+
+
+def _bytes_of(share: Share) -> int:
+    """Returns what a share's arrays take, and a KiB for each step."""
+    rows = [part for one in share.snapshots if one.rows is not None for part in one.rows.parts]
+    blocks = [one.blocks.counts.nbytes for one in share.snapshots if one.blocks is not None]
+    return sum(part.counts.nbytes for part in rows) + sum(blocks) + 1024 * len(share.snapshots)
+
+
+def _with_cost(snapshots: list[Snapshot], seconds: float) -> list[Snapshot]:
+    """Charges what the thread's work has taken so far to the last step that is joined now."""
+    *before, last = snapshots
+    scalars = last.scalars
+    more = replace(scalars, numwatch_seconds=scalars.numwatch_seconds + seconds)
+    return [*before, replace(last, scalars=more)]

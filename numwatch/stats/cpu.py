@@ -4,6 +4,7 @@ The same contract as `reference`: counts equal to the last one, sums up to FP64 
 are called by address (see `memory`), since what a call costs is what small tensors cost.
 """
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -226,10 +227,14 @@ def _add_tasks(
 
 
 def bits_of(flat: Tensor) -> Bits:
-    """Returns the bit patterns of a flat CPU tensor, sharing its memory."""
-    if flat.dtype not in _NUMPY_DTYPES:
-        flat = flat.view(LAYOUTS[flat.dtype].integer)
-    return flat.numpy().view(_UNSIGNED[flat.itemsize])
+    """Returns the bit patterns of a flat CPU tensor, which must outlive them, in its memory.
+
+    Not by its own `numpy()`: torch resizes no storage that has ever been given away, and FSDP does.
+    """
+    size = flat.numel() * flat.itemsize
+    memory = (ctypes.c_uint8 * size).from_address(address_of(flat) if size else 0)
+    bits: Bits = np.frombuffer(memoryview(memory), _UNSIGNED[flat.itemsize])
+    return bits
 
 
 def _meanings(dtype: torch.dtype) -> npt.NDArray[np.uint64]:

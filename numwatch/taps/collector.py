@@ -32,7 +32,7 @@ from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import autocast_on, is_transformed
 from numwatch.taps.operands import OperandTaps, SentBlocks
 from numwatch.taps.parcel import Parcel
-from numwatch.taps.placement import counts_here, is_dtensor, placement_of
+from numwatch.taps.placement import counts_here, is_dtensor, placement_of, shard_of
 from numwatch.taps.selection import PARAMETER_ROLES, Tap
 from numwatch.taps.sent_rows import SentRows
 from numwatch.taps.sightings import Sightings
@@ -289,6 +289,7 @@ class Collector:
             dtype=str(tensor.dtype).removeprefix("torch."),
             order=self._order,
             placement=placement_of(tensor) if slot.role == "weight" else None,
+            shard=shard_of(tensor) if slot.role == "weight" else None,
         )
         self._order += 1
         self._quick[index] = tensor.is_cpu and index not in self._casts

@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from numwatch.taps.collector import Collector
+from numwatch.taps.fsdp import AtRest, weight_at_rest
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook, hook_gradient, in_backward, tensors_in
 from numwatch.taps.placement import is_others_output, is_sharded, weight_in_place
@@ -18,6 +19,7 @@ from numwatch.taps.selection import PARAMETER_ROLES, Tap
 from numwatch.taps.tracing import TracedModule, own_of_attention
 
 _CPU = torch.device("cpu")
+_NONE: AtRest = {}
 
 
 class Removable(Protocol):
@@ -32,6 +34,7 @@ def attach_modules(
     gate: Gate,
     collector: Collector,
     device: torch.device = _CPU,
+    at_rest: AtRest = _NONE,
 ) -> list[Removable]:
     """Hooks every tapped module for the whole fit; the gate decides step by step what they do.
 
@@ -40,15 +43,16 @@ def attach_modules(
         gate: What their hooks ask.
         collector: What they bring tensors to.
         device: Where the model is.
+        at_rest: The shards of weights that FSDP2 gathers.
 
     Returns:
         What to remove.
     """
     handles: list[Removable] = []
     for tap in taps:
-        at_rest = weight_in_place(tap.module, tap.parameter)
-        if "grad_weight" in tap.slots and at_rest is not None and is_sharded(at_rest):
-            whole = _WholeWeight(at_rest, tap, gate, collector)
+        shard = weight_at_rest(tap, at_rest)
+        if "grad_weight" in tap.slots and shard is not None and is_sharded(shard):
+            whole = _WholeWeight(shard, tap, gate, collector)
             handles += [tap.module.register_forward_pre_hook(whole), whole]
         if tap.slots.keys() <= set(PARAMETER_ROLES):
             continue
@@ -63,7 +67,11 @@ def attach_modules(
 
 
 def attach_weights(
-    taps: Sequence[Tap], gate: Gate, collector: Collector, hooked: set[int]
+    taps: Sequence[Tap],
+    gate: Gate,
+    collector: Collector,
+    hooked: set[int],
+    at_rest: AtRest = _NONE,
 ) -> list[RemovableHandle]:
     """Hooks the weights that require a gradient and are not in `hooked` yet, which it updates.
 
@@ -74,7 +82,7 @@ def attach_weights(
         index = tap.slots.get("grad_weight")
         if index is None or index in hooked:
             continue
-        weight = tap.weight
+        weight = weight_at_rest(tap, at_rest)
         if weight is not None and weight.requires_grad and not is_lazy(weight):
             hooked.add(index)
             handles.append(weight.register_hook(_Gradient(index, tap, gate, collector)))

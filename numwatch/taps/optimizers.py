@@ -14,7 +14,7 @@ from numwatch.stats.prepare import dense
 from numwatch.taps.culprits import Culprits
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import Hook
-from numwatch.taps.placement import is_own
+from numwatch.taps.placement import is_own, is_partial
 from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.scaler import Scaler, found_inf, handles_unscaling, loss_scale
 from numwatch.taps.tape import Tape, found_inf_column, loss_scale_column
@@ -184,7 +184,8 @@ class OptimizerTaps:
         """
         if not self.gate.mode or id(optimizer) in self._norms:
             return
-        norm = self._norms[id(optimizer)] = gradient_norm(optimizer)
+        summands = any(map(is_partial, _gradients(optimizer)))  # of a norm nobody knows
+        norm = self._norms[id(optimizer)] = None if summands else gradient_norm(optimizer)
         if norm is not None:
             self._tape.add("grad_norm_squared", (norm.double() / scale) ** 2)
         full = self.gate.mode is Mode.FULL

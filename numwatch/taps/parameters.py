@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from numwatch.stats import is_watched_dtype
-from numwatch.taps.placement import counts_here, is_dtensor, local_part, placement_of
+from numwatch.taps.fsdp import named_shards
+from numwatch.taps.placement import counts_here, is_dtensor, local_part, placement_of, shard_of
 from numwatch.taps.sampling import SAMPLES, sampled, stride_of
 from numwatch.taps.selection import clean_path, is_update_wanted
 
@@ -30,6 +31,7 @@ class Known:
         dtype: Its dtype, which `model.half()` changes.
         measured: Whether its updates are wanted, it is dense, and this rank answers for it.
         placement: Where several ranks train, how it is placed over them.
+        shard: Which part of it this rank holds; see `placement.shard_of`.
         stride: The step between sampled elements.
         sampled: How many are sampled.
         numel: Elements of this rank's part.
@@ -41,6 +43,7 @@ class Known:
     dtype: torch.dtype
     measured: bool
     placement: str | None
+    shard: str | None
     stride: int
     sampled: int
     numel: int
@@ -121,6 +124,7 @@ class Parameters:
                 and counts_here(parameter)
                 and is_update_wanted(name, *self._globs),
                 placement_of(parameter),
+                shard_of(parameter),
                 stride,
                 -(-own.numel() // stride),
                 own.numel(),
@@ -130,10 +134,8 @@ class Parameters:
     def _name_of(self, parameter: Tensor) -> str:
         ref, name = self._names.get(id(parameter), (None, ""))
         if ref is None or ref() is not parameter:  # an id is used again
-            self._names = {
-                id(p): (weakref.ref(p), clean_path(name))
-                for name, p in self._model.named_parameters()
-            }
+            named = [*self._model.named_parameters(), *named_shards(self._model)]
+            self._names = {id(p): (weakref.ref(p), clean_path(name)) for name, p in named}
             _, name = self._names.get(id(parameter), (None, ""))
         return name or self._foreign_name_of(parameter)
 

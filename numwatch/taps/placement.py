@@ -48,10 +48,56 @@ def is_dtensor(tensor: Any) -> bool:
 
 
 def is_own(parameter: Tensor) -> bool:
-    """Whether this rank answers for the parameter: of the replicated, the first rank does."""
+    """Whether this rank answers for the parameter's gradient in a norm over all ranks."""
     if not of_many_ranks():
         return True
-    return counts_here(parameter) if is_sharded(parameter) else dist.get_rank() == 0
+    if is_sharded(parameter):
+        return counts_here(parameter) and _is_first_copy(parameter)
+    return dist.get_rank() == 0
+
+
+def shard_of(parameter: Tensor) -> str | None:
+    """Returns which part of a sharded parameter this rank holds; None of others.
+
+    Ranks that hold the same part, as in a mesh of more dimensions than it is spread over, say so
+    alike.
+    """
+    if not (of_many_ranks() and is_sharded(parameter)):
+        return None
+    if not is_dtensor(parameter):
+        return f"rank {dist.get_rank()}"
+    spread: Any = parameter
+    place = spread.device_mesh.get_coordinate() or ()
+    ways = zip(place, spread.placements, strict=False)
+    return ",".join(str(at) for at, how in ways if not how.is_replicate())
+
+
+def _is_first_copy(parameter: Tensor) -> bool:
+    """Whether this rank is the first in the mesh's dimensions that hold copies of a parameter."""
+    if not is_dtensor(parameter):
+        return True
+    spread: Any = parameter
+    mesh = spread.device_mesh
+    whole = _root_of(mesh)
+    place, own = whole.get_coordinate() or (), set(mesh.mesh_dim_names or ())
+    others = (
+        at for at, name in zip(place, whole.mesh_dim_names or (), strict=False) if name not in own
+    )
+    return not any(others)
+
+
+def is_partial(gradient: Tensor) -> bool:
+    """Whether a gradient is one of several ranks' summands that nobody has added up yet."""
+    spread: Any = gradient
+    return is_dtensor(gradient) and any(how.is_partial() for how in spread.placements)
+
+
+def _root_of(mesh: Any) -> Any:
+    if hasattr(mesh, "_get_root_mesh"):
+        return mesh._get_root_mesh()  # noqa: SLF001  # torch has no public way
+    from torch.distributed import device_mesh  # before torch 2.7
+
+    return device_mesh._mesh_resources.get_root_mesh(mesh)  # noqa: SLF001
 
 
 def is_others_output(module: nn.Module, args: tuple[Any, ...], output: object) -> bool:

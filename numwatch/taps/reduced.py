@@ -11,7 +11,7 @@ from numwatch.stats import accumulate_group
 from numwatch.taps.buffers import Buffers
 from numwatch.taps.parameters import Parameters
 from numwatch.taps.parcel import Parcel
-from numwatch.taps.placement import counts_here, of_many_ranks, placement_of
+from numwatch.taps.placement import counts_here, is_partial, of_many_ranks, placement_of, shard_of
 from numwatch.taps.sent_rows import SentRows
 
 
@@ -43,7 +43,7 @@ class ReducedGradients:
         gradients: list[Tensor] = []
         for one in self._parameters.named(optimizer):
             gradient = one.parameter.grad
-            if gradient is not None and counts_here(gradient):
+            if gradient is not None and counts_here(one.parameter) and not is_partial(gradient):
                 names.append(self._learn(one.name, one.parameter, gradient, owner))
                 gradients.append(gradient)
         if gradients:
@@ -67,6 +67,7 @@ class ReducedGradients:
                 dtype=dtype,
                 format=format_of_dtype(dtype),
                 placement=placement_of(parameter),
+                shard=shard_of(parameter),
             )
             self.slots = tuple(self._known.values())
         return slot

@@ -116,6 +116,7 @@ class UpdateTaps:
                     dtype=dtype,
                     format=format_of_dtype(dtype),
                     placement=one.known.placement,
+                    shard=one.known.shard,
                 )
 
 

@@ -44,6 +44,18 @@ class Sharded(Net):
                 fully_shard(layer, mesh=mesh)
 
 
+class ShardedAtTheRoot(Net):
+    """Whose whole weights FSDP2 leaves in place after a validation."""
+
+    def configure_model(self):
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    def validation_step(self, batch, _index):
+        self.net(batch[0])
+
+
 class Parallel(Net):
     def configure_model(self):
         from torch.distributed.tensor.parallel import (
@@ -57,7 +69,7 @@ class Parallel(Net):
         parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
 
 
-def fit(directory: Path, make_model, strategy, *, watched: bool = True, **options):
+def fit(directory, make_model, strategy, *, watched=True, validate=False, **options):
     """Trains, and returns the weights' digest on this rank and what Lightning warned of."""
     seed_everything(1, verbose=False)
     model = make_model()
@@ -74,6 +86,7 @@ def fit(directory: Path, make_model, strategy, *, watched: bool = True, **option
         devices=dist.get_world_size() if dist.is_initialized() else 2,
         strategy=strategy,
         max_epochs=1,
+        val_check_interval=3 if validate else None,
         callbacks=[monitor] if watched else [],
         logger=False,
         enable_checkpointing=False,
@@ -81,7 +94,8 @@ def fit(directory: Path, make_model, strategy, *, watched: bool = True, **option
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(model, DataLoader(data, batch_size=8))
+    loaders = [DataLoader(data, batch_size=8) for _ in range(1 + validate)]
+    trainer.fit(model, *loaders)
     digest = hashlib.sha256()
     for parameter in model.parameters():
         own = parameter.detach()
@@ -126,6 +140,14 @@ def fsdp2(name: str, directory: Path) -> None:
     def make(d, watched):
         strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
         return fit(d, Sharded, strategy, watched=watched)
+
+    both(name, directory, make)
+
+
+def validated(name: str, directory: Path) -> None:
+    def make(d, watched):
+        strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+        return fit(d, ShardedAtTheRoot, strategy, watched=watched, validate=True)
 
     both(name, directory, make)
 

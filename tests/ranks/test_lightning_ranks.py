@@ -7,7 +7,7 @@ from launch import run_ranks
 
 import numwatch
 
-STRATEGIES = ("ddp", "ddp_bf16", "ddp_fp16", "fsdp2", "tensor_parallel")
+STRATEGIES = ("ddp", "ddp_bf16", "ddp_fp16", "fsdp2", "validated", "tensor_parallel")
 BATCH, IN, HIDDEN, OUT = 8, 8, 16, 4
 
 
@@ -68,3 +68,16 @@ def test_skips_and_scales_are_those_of_all_ranks(fits):
         assert row["loss_scale"] == steps[row["step"]]["loss_scale_before"]
     reduced = run.tensors(slot="net.0.weight:grad_reduced").to_pylist()
     assert {row["loss_scale"] for row in reduced} == {1.0}  # seen after unscaling
+
+
+def test_weights_that_a_validation_has_gathered_are_still_shards(fits):
+    run = numwatch.open_run(fits[0] / "validated")
+    for slot, numel in (
+        ("net.0:weight", IN * HIDDEN),
+        ("net.0.weight:update", IN * HIDDEN),
+        ("net.0:grad_weight", 2 * IN * HIDDEN),
+    ):
+        rows = run.tensors(slot=slot).to_pylist()
+        assert [row["step"] for row in rows] == list(range(len(rows)))
+        assert {row["numel"] for row in rows} == {numel}
+        assert len(rows) == 6

@@ -14,7 +14,11 @@ UNEVEN = (
     "broken_rank",
     "uneven_steps",
     "raising_rank",
-    "first_rank_alone",  # last: the ranks' next meetings would not be the same
+    "late_copies",
+    "two_watches",
+    "named_with_a_space",
+    "first_rank_missing",  # these last: the ranks' next meetings are not the same
+    "first_rank_alone",
 )
 
 
@@ -83,3 +87,29 @@ def test_a_first_rank_that_watches_alone_is_told_so(uneven):
     assert "Every rank must watch" in warning
     calls = numwatch.open_run(directory / "first_rank_alone").tensors(slot="stem:input")["calls"]
     assert calls.to_pylist() == [1, 1, 1, 1]
+
+
+def test_copies_that_arrive_late_are_joined_step_by_step(uneven):
+    calls = numwatch.open_run(uneven[0] / "late_copies").tensors(slot="stem:input")["calls"]
+    assert calls.to_pylist() == [2] * 12
+
+
+def test_two_watches_of_one_run_do_not_wait_for_each_other(uneven):
+    for run in range(10):
+        for name, steps in ((str(run), 2), (f"{run}-other", 1)):
+            rows = numwatch.open_run(uneven[0] / "two_watches" / name).tensors(slot="stem:output")
+            assert rows["calls"].to_pylist() == [2 * 2 // steps] * steps
+
+
+def test_a_weight_whose_name_holds_a_space_counts_once(uneven):
+    rows = numwatch.open_run(uneven[0] / "named_with_a_space").tensors(first=0, last=0).to_pylist()
+    numel = {row["slot"]: row["numel"] for row in rows}
+    assert numel["my layer:weight"] == numel["my layer.weight:update"] == 16
+
+
+def test_a_run_whose_first_rank_does_not_watch_is_told_on_another(uneven):
+    directory, (first, other) = uneven
+    assert first["first_rank_missing"] == []
+    (warning,) = other["first_rank_missing"]
+    assert "rank 0, which keeps the record of all, does not watch" in warning
+    assert not (directory / "first_rank_missing").exists()

@@ -16,6 +16,7 @@ import numwatch
 import numwatch.ranks.group
 import numwatch.session
 from numwatch.taps.collector import Collector
+from numwatch.taps.delivery import Delivery
 
 OPTIONS = {"every_n_steps": 1, "amax_every_n_steps": 0, "summary": False}
 RUNS = 100
@@ -104,7 +105,7 @@ def uneven_steps(directory: Path) -> None:
 
 def first_rank_alone(directory: Path) -> None:
     """Only rank 0 watches, as scripts do that know of one logger a run."""
-    numwatch.ranks.group.PATIENCE_SECONDS = 1.0
+    numwatch.ranks.group.MEETING_SECONDS = 1.0
     with told("first_rank_alone"):
         if dist.get_rank() == 0:
             steps(Branches(), directory, [[True] * 3] * 4)
@@ -124,6 +125,46 @@ def raising_rank(directory: Path) -> None:
             loss.backward()
             optimizer.step()
             watch.step(loss=loss)
+
+
+def first_rank_missing(directory: Path) -> None:
+    """Rank 0, which would keep the record, does not watch."""
+    numwatch.ranks.group.MEETING_SECONDS = 1.0
+    with told("first_rank_missing"):
+        if dist.get_rank() == 1:
+            steps(Branches(), directory, [[True] * 3] * 3)
+
+
+def late_copies(directory: Path) -> None:
+    """Copies arrive late, and on each rank at another time, as they do from a device."""
+    arrived, asked = Delivery.arrived, [0]
+
+    def late(self) -> bool:
+        asked[0] += 1
+        return asked[0] % (3 + dist.get_rank()) == 0 and arrived(self)
+
+    Delivery.arrived = late
+    steps(Branches(), directory, [[True] * 3] * 12)
+    Delivery.arrived = arrived
+
+
+def two_watches(directory: Path) -> None:
+    """Two records of one run, several times."""
+    for run in range(10):
+        model = Branches()
+        with numwatch.watch(model, dir=directory / f"{run}-other", **OPTIONS) as other:
+            steps(model, directory / str(run), [[True] * 3] * 2)
+            other.step()
+
+
+def named_with_a_space(directory: Path) -> None:
+    """Names that hold a space."""
+    model = nn.ModuleDict({"my layer": nn.Linear(4, 4)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with numwatch.watch(model, optimizer, dir=directory, **OPTIONS) as watch:
+        model["my layer"](torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        watch.step()
 
 
 def one_rank_overflows(directory: Path) -> None:

@@ -222,15 +222,17 @@ def test_a_fused_step_that_was_skipped_is_no_update():
 
 
 def test_an_optimizer_that_prunes_within_its_step_ends_the_watching_and_not_the_run(tmp_path):
-    class Pruning(torch.optim.SGD):
-        def step(self, closure=None):
-            super().step(closure)
+    class Pruning(torch.optim.Optimizer):
+        def __init__(self, parameters) -> None:
+            super().__init__(parameters, {})
+
+        def step(self):
             for parameter in self.param_groups[0]["params"]:
                 parameter.data = parameter.data[:2, :2].clone()
                 parameter.grad = parameter.grad[:2, :2].clone()
 
     model = nn.Sequential(nn.Linear(512, 512, bias=False))
-    optimizer = Pruning(model.parameters(), lr=0.1)
+    optimizer = Pruning(model.parameters())
     with numwatch.watch(model, optimizer, dir=tmp_path, summary=False, every_n_steps=1) as watch:
         model(torch.ones(2, 512)).sum().backward()
         with pytest.warns(RuntimeWarning, match="numwatch stopped watching"):

@@ -75,7 +75,7 @@ class NumericsCallback(TrainerCallback):  # type: ignore[misc]  # untyped where 
         origin: Run a step that failed once more to name the operation that made it fail.
         capsule_gb: Size of the capsule of the first failed step, at most, in 10^9 bytes.
         audit: Note each operation of the first step with full rows.
-        stop_on: "critical" ends the training at a critical finding.
+        stop_on: "critical" ends the training at a critical finding; not where several ranks train.
         block_every_n_steps: Count the blocks of GEMM operands on steps at least so far apart.
 
     Attributes:

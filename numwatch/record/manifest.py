@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from numwatch.record.errors import RecordError
-from numwatch.record.files import MIB, read_at_most
+from numwatch.record.files import MIB, open_new, read_at_most
 from numwatch.record.schema import SCHEMA_VERSION
 from numwatch.snapshot import SlotInfo
 
@@ -152,7 +152,8 @@ def _create(path: Path, content: Manifest) -> bool:
 def _write_temporary(path: Path, content: Manifest) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        with open_new(temporary) as file:
+            file.write((json.dumps(content, indent=1, default=str) + "\n").encode())
     except OSError:
         with suppress(OSError):  # the first error tells more
             temporary.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from numwatch.record.files import check_own, is_own_folder
+from numwatch.record.files import check_own, is_own_folder, open_new
 from numwatch.record.part_size import check_size, check_strings
 from numwatch.record.schema import ADDED_LATER, TABLES
 from numwatch.record.soundness import check_rows
@@ -60,19 +60,20 @@ def write_part(directory: Path, name: str, attempt: int, number: int, table: pa.
     try:
         # Only encodings that every Parquet reader knows. Of zstd's levels the first packs counts
         # tighter than the next ones do, in less time.
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=[column for column in table.column_names if column in _DICTIONARY],
-            column_encoding={
-                field.name: "BYTE_STREAM_SPLIT"
-                for field in table.schema
-                if pa.types.is_floating(field.type) and field.name not in _DICTIONARY
-            },
-            write_page_checksum=True,
-        )
+        with open_new(temporary) as file:
+            pq.write_table(
+                table,
+                file,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=[column for column in table.column_names if column in _DICTIONARY],
+                column_encoding={
+                    field.name: "BYTE_STREAM_SPLIT"
+                    for field in table.schema
+                    if pa.types.is_floating(field.type) and field.name not in _DICTIONARY
+                },
+                write_page_checksum=True,
+            )
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

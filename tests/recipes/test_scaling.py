@@ -228,7 +228,8 @@ def test_empty_histories_have_no_scales():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: DelayedScaling(0), "a history of 1 or more; got 0"),
+        (lambda: DelayedScaling(0), "a history of 1 to 1048576; got 0"),
+        (lambda: DelayedScaling(10**20), "a history of 1 to 1048576; got 1000"),
         (lambda: DelayedScaling(margin=17), "margin is 0 to 16 bits; got 17"),
         (lambda: DelayedScaling(algorithm="min"), "max, most_recent or a function"),
         (lambda: StaticScaling(0.0), "positive and finite; got 0.0"),

@@ -14,7 +14,9 @@ import torch
 import numwatch
 from numwatch.diagnose.compare import compare
 from numwatch.errors import NumwatchError
+from numwatch.recipes.spec import parse_any_recipe
 from numwatch.record.schema import TABLES
+from numwatch.replay import replay
 from numwatch.report.summary import summarize
 
 FILLED = [name for name in TABLES if name != "ranks"]
@@ -114,6 +116,20 @@ def test_columns_of_any_values_are_read_or_told(table, copied, whole):
             loose = pa.field(field.name, field.type)
             pq.write_table(content.set_column(place, loose, values), first)
             read_all(copied, whole)
+
+
+@pytest.mark.parametrize("amax", [np.nan, -1.0, np.inf])
+def test_an_amax_that_no_tensor_has_is_told(amax, copied, whole):
+    for path in parts(copied, "tensors"):
+        content = pq.read_table(path)
+        place = content.column_names.index("amax")
+        values = pa.array([amax] * content.num_rows)
+        pq.write_table(content.set_column(place, "amax", values), path)
+    problems = read_all(copied, whole)
+    assert problems
+    assert all("amax" in problem for problem in problems)
+    replayed = replay(numwatch.open_run(copied), parse_any_recipe("grad-scaler"))
+    assert replayed.slots == ()
 
 
 @pytest.mark.parametrize("table", FILLED)

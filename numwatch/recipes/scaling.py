@@ -129,7 +129,8 @@ class CurrentScaling:
     def over(self, amaxes: Floats, fmt: Format, runs: Ints | None = None) -> Floats:  # noqa: ARG002
         """Returns each tensor's scale; none depends on another's."""
         wide = amaxes.astype(np.float64)
-        scales = (fmt.max / np.maximum(wide, CURRENT_EPS)).astype(np.float32)
+        with np.errstate(over="ignore"):
+            scales = (fmt.max / np.maximum(wide, CURRENT_EPS)).astype(np.float32)
         if self.power_of_two:  # none is below FP32's smallest normal value
             scales = (scales.view(np.int32) & FP32_EXPONENT).view(np.float32)
         return np.where((wide > 0) & np.isfinite(wide), scales, np.float32(1.0))

@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -223,6 +224,17 @@ def test_static_scaling_heeds_no_amax():
 def test_empty_histories_have_no_scales():
     for recipe in (StaticScaling(), CurrentScaling(), DelayedScaling()):
         assert scales_over(recipe, torch.empty(0, 3), E4M3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_a_scale_beyond_fp32_is_infinite_as_torchao_s_is(power_of_two):
+    """TF32 ends where FP32 does."""
+    recipe, amaxes = CurrentScaling(power_of_two), np.array([1e-9, 1.0], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scales = recipe.over(amaxes, FORMATS["tf32"])
+    assert scales[0] == INF
+    assert np.array_equal(scales, stepped(recipe, amaxes, FORMATS["tf32"]))
 
 
 @pytest.mark.parametrize(

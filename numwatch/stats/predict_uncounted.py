@@ -62,9 +62,9 @@ def uncounted_row_shares(
         length: Elements in a row; by default those of a square.
     """
     with np.errstate(over="ignore"):
-        scale = (fmt.max / np.maximum(rows.amax, LEAST_AMAX)).astype(np.float32)
-    known = (scale > 0) & np.isfinite(scale)  # FP32 has no scale for the others
-    scale = np.where(known, scale, 1.0).astype(np.float64)
+        in_fp32 = (fmt.max / np.maximum(rows.amax, LEAST_AMAX)).astype(np.float32)
+    known = (in_fp32 > 0) & np.isfinite(in_fp32)  # FP32 has no scale for the others
+    scale = np.where(known, in_fp32.astype(np.float64), 1.0)
     scale = np.ldexp(1.0, np.frexp(scale)[1] - 1) if power_of_two else scale / SLACK
     whole = shares_at_most(rows, fmt.flush_threshold, scale)
     lengths = np.full(len(rows), length) if length else np.sqrt(numel).astype(np.int64)

@@ -13,7 +13,7 @@ from numwatch.record.part_size import check_size, check_strings
 from numwatch.record.schema import ADDED_LATER, TABLES
 from numwatch.record.soundness import check_rows
 
-_NAME = re.compile(r"attempt-(\d{3,})-part-(\d{5,})\.parquet")
+_NAME = re.compile(r"attempt-([0-9]{3,6})-part-([0-9]{5,9})\.parquet")
 # Repeated for many rows on end. Histograms and sums hardly repeat; a dictionary enlarges them.
 _DICTIONARY = (
     *("attempt", "slot", "numel", "loss_scale", "cast_format", "epoch", "storage"),
@@ -55,7 +55,7 @@ def write_part(directory: Path, name: str, attempt: int, number: int, table: pa.
     """
     folder = directory / name
     folder.mkdir(exist_ok=True)
-    path = folder / f"attempt-{attempt:03d}-part-{number:05d}.parquet"
+    path = folder / _name(attempt, number)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # Only encodings that every Parquet reader knows. Of zstd's levels the first packs counts
@@ -87,7 +87,13 @@ def part_files(directory: Path, name: str) -> list[tuple[Path, int, int]]:
         return []
     matches = ((path, _NAME.fullmatch(path.name)) for path in folder.iterdir())
     found = [(path, int(match[1]), int(match[2])) for path, match in matches if match]
-    return sorted(found, key=lambda part: part[1:])
+    # A part has one name: numbers with more zeros are none of numwatch's.
+    own = [part for part in found if part[0].name == _name(*part[1:])]
+    return sorted(own, key=lambda part: part[1:])
+
+
+def _name(attempt: int, number: int) -> str:
+    return f"attempt-{attempt:03d}-part-{number:05d}.parquet"
 
 
 def open_part(path: Path, name: str, attempt: int, number: int) -> Part:

@@ -53,6 +53,14 @@ def test_shares_of_many_rows_are_those_of_each(name, text, length):
             assert share[row].tolist() == pytest.approx(told, rel=1e-9, abs=1e-12), (row, one)
 
 
+def test_a_format_without_zero_flushes_nothing_however_small():
+    stats = tensor_stats(torch.tensor([5e-324], dtype=torch.float64))
+    fmt, recipe = FORMATS["e8m0"], parse_recipe("static:scale=3e-39")
+    found, _ = shares_of_rows(Rows.of(stats), fmt, recipe, "last", None)
+    assert found.tolist() == [[0.0, 0.0, 0.0]]
+    assert float(predicted_shares(stats, fmt, recipe).flushed) == 0.0
+
+
 def test_amaxes_near_the_least_of_fp64_overflow_quietly():
     stats = tensor_stats(torch.tensor([1e-306, 1e-309], dtype=torch.float64))
     fmt = BLOCK_FORMATS["nvfp4"]

@@ -20,6 +20,7 @@ from numwatch.shadow import ShadowStep, reason
 from numwatch.taps.fp32 import copy_exactly
 from numwatch.taps.generators import RandomStates
 from numwatch.taps.optimizers import gradient_norm
+from numwatch.taps.selection import clean_path
 from numwatch.taps.starts import Start
 
 SAME, DIFFERS, UNKNOWN = "bit for bit", "differs", "not known"
@@ -201,7 +202,7 @@ def _loss_of(model: Any, batch: Any, facts: Mapping[str, Any]) -> Tensor | None:
 def _prepare(model: Any, capsule: Capsule, device: torch.device) -> None:
     """Puts a model made anew where the run's stood."""
     own = model.state_dict()
-    kept = {name.replace("_orig_mod.", ""): t for name, t in capsule.state["module"].items()}
+    kept = {clean_path(name): t for name, t in capsule.state["module"].items()}
     missing = sorted(own.keys() ^ kept.keys())
     if missing:
         raise NumwatchError(

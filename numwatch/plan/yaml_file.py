@@ -25,7 +25,9 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     content = plan_text(plan).encode()
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
-        temporary.write_bytes(content)
+        temporary.unlink(missing_ok=True)  # it may be a link to elsewhere
+        with temporary.open("xb") as file:
+            file.write(content)
         temporary.replace(path)
     except OSError as error:
         raise NumwatchError(f"{path}: can't write the plan: {error.strerror}") from error

@@ -34,6 +34,8 @@ CURRENT_EPS = 1e-12
 """Amaxes below it count as it: torchao's `EPS`."""
 FP32_EXPONENT = 0x7F800000
 """The bits of the exponent field."""
+_LONGEST_HISTORY = 1 << 20
+"""Steps; each takes four bytes a tensor."""
 _WIDEST_MARGIN = 16
 """More would take a large amax's scale out of FP32; E4M3 has 18 binades in all."""
 
@@ -127,7 +129,8 @@ class CurrentScaling:
     def over(self, amaxes: Floats, fmt: Format, runs: Ints | None = None) -> Floats:  # noqa: ARG002
         """Returns each tensor's scale; none depends on another's."""
         wide = amaxes.astype(np.float64)
-        scales = (fmt.max / np.maximum(wide, CURRENT_EPS)).astype(np.float32)
+        with np.errstate(over="ignore"):
+            scales = (fmt.max / np.maximum(wide, CURRENT_EPS)).astype(np.float32)
         if self.power_of_two:  # none is below FP32's smallest normal value
             scales = (scales.view(np.int32) & FP32_EXPONENT).view(np.float32)
         return np.where((wide > 0) & np.isfinite(wide), scales, np.float32(1.0))
@@ -149,7 +152,7 @@ class DelayedScaling:
     and `_amax_and_scale_update`.
 
     Attributes:
-        history: Steps looked back on, the current one included; >= 1.
+        history: Steps looked back on, the current one included; 1 to 1048576.
         margin: Bits kept free above the amax; 0 to 16.
         algorithm: `max` over the history, `most_recent`, or a function of it, [H, ...] to [...].
     """
@@ -160,9 +163,11 @@ class DelayedScaling:
     algorithm: Algorithm = "max"
 
     def __post_init__(self) -> None:
-        """Refuses a history without a step, a margin out of range, an unknown algorithm."""
-        if self.history < 1:
-            raise NumwatchError(f"delayed scaling needs a history of 1 or more; got {self.history}")
+        """Refuses a history or a margin out of range, and an unknown algorithm."""
+        if not 1 <= self.history <= _LONGEST_HISTORY:
+            raise NumwatchError(
+                f"delayed scaling needs a history of 1 to {_LONGEST_HISTORY}; got {self.history}"
+            )
         if not 0 <= self.margin <= _WIDEST_MARGIN:
             raise NumwatchError(
                 f"delayed scaling's margin is 0 to {_WIDEST_MARGIN} bits; got {self.margin}"

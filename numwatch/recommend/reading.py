@@ -102,7 +102,7 @@ def _looked_over(table: pa.Table, places: Places) -> Columns:
     place = _places(table, places)
     own = place >= 0
     infinite = sum(table[name].to_numpy()[own] for name in _NONFINITES) > 0
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         amax = table["amax"].to_numpy()[own] / table["loss_scale"].to_numpy()[own]
     return {
         "place": place[own],

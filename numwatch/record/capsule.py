@@ -118,7 +118,11 @@ def write_capsule(
     _fit(kept, limit, notes)
     temporary = directory / f".{CAPSULE_FOLDER}-{os.getpid()}"
     try:
-        temporary.mkdir(exist_ok=True)
+        if is_own_folder(temporary):  # of a killed process with this one's id
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+        temporary.mkdir()
         torch.save(kept, temporary / STATE)
         text = json.dumps(_as_json({**facts, "notes": notes}), indent=2, allow_nan=False)
         (temporary / FACTS).write_text(text + "\n", encoding="utf-8")

@@ -51,9 +51,13 @@ def append_lines(directory: Path, lines: Sequence[bytes]) -> None:
 def end_torn_line(directory: Path) -> None:
     """Ends a line that a killed process left half written, so that the next one stands alone."""
     path = directory / EVENTS
-    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-        with path.open("ab") as file:
-            file.write(b"\n")
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        is_torn = file.read() != b"\n"
+    if is_torn:
+        append_lines(directory, [b"\n"])
 
 
 def read_events(directory: Path) -> tuple[list[dict[str, Any]], list[int]]:

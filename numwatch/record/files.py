@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 MIB = 1 << 20
 
@@ -42,6 +43,18 @@ def read_at_most(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit // MIB} MiB")
     return content
+
+
+def open_new(path: Path) -> BinaryIO:
+    """Opens a file for writing that this call makes.
+
+    What stands there already goes: a killed process left it, or it is a link that someone planted.
+
+    Raises:
+        OSError: The file can't be made.
+    """
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def lines_of(path: Path, longest: int) -> Iterator[bytes | None]:

@@ -4,6 +4,7 @@ The first attempt's file is `manifest.json`, a resumed run adds `manifest-001.js
 Only the attempt's own process writes it, so no lock is needed on whatever file system.
 """
 
+import errno
 import json
 import os
 import re
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from numwatch.record.errors import RecordError
-from numwatch.record.files import MIB, read_at_most
+from numwatch.record.files import MIB, open_new, read_at_most
 from numwatch.record.schema import SCHEMA_VERSION
 from numwatch.snapshot import SlotInfo
 
-_NAME = re.compile(r"manifest(?:-(\d{3,}))?\.json")
+_NAME = re.compile(r"manifest(?:-([0-9]{3,6}))?\.json")
+_LAST = 999_999
+"""The last number of an attempt; its name's six digits."""
 
 _SLOT_TYPES = {
     **dict.fromkeys(("slot", "module", "role", "module_class"), str),
@@ -47,7 +50,9 @@ def manifest_path(directory: Path, attempt: int) -> Path:
 def attempts_in(directory: Path) -> list[int]:
     """Returns the numbers of the attempts that have a manifest, rising."""
     matches = (_NAME.fullmatch(path.name) for path in directory.iterdir())
-    return sorted(int(match[1] or 0) for match in matches if match)
+    attempts = {match[0]: int(match[1] or 0) for match in matches if match}
+    # A number has one name: `manifest-0001.json` is none of numwatch's.
+    return sorted(n for name, n in attempts.items() if name == manifest_path(directory, n).name)
 
 
 def claim_attempt(directory: Path, manifest: Mapping[str, Any]) -> int:
@@ -56,10 +61,12 @@ def claim_attempt(directory: Path, manifest: Mapping[str, Any]) -> int:
     Of several processes that call this at once each gets a number of its own.
 
     Raises:
-        OSError: The directory can't be written to.
+        OSError: The directory can't be written to, or no number is left.
     """
     while True:
         attempt = max(attempts_in(directory), default=-1) + 1
+        if attempt > _LAST:
+            raise OSError(errno.EOVERFLOW, f"{_LAST} is the last number of an attempt")
         content = {"schema": SCHEMA_VERSION, "attempt": attempt, **manifest}
         if _create(manifest_path(directory, attempt), content):
             return attempt
@@ -152,7 +159,8 @@ def _create(path: Path, content: Manifest) -> bool:
 def _write_temporary(path: Path, content: Manifest) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        with open_new(temporary) as file:
+            file.write((json.dumps(content, indent=1, default=str) + "\n").encode())
     except OSError:
         with suppress(OSError):  # the first error tells more
             temporary.unlink(missing_ok=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from numwatch.record.files import check_own, is_own_folder
+from numwatch.record.files import check_own, is_own_folder, open_new
 from numwatch.record.part_size import check_size, check_strings
 from numwatch.record.schema import ADDED_LATER, TABLES
 from numwatch.record.soundness import check_rows
 
-_NAME = re.compile(r"attempt-(\d{3,})-part-(\d{5,})\.parquet")
+_NAME = re.compile(r"attempt-([0-9]{3,6})-part-([0-9]{5,9})\.parquet")
 # Repeated for many rows on end. Histograms and sums hardly repeat; a dictionary enlarges them.
 _DICTIONARY = (
     *("attempt", "slot", "numel", "loss_scale", "cast_format", "epoch", "storage"),
@@ -55,24 +55,25 @@ def write_part(directory: Path, name: str, attempt: int, number: int, table: pa.
     """
     folder = directory / name
     folder.mkdir(exist_ok=True)
-    path = folder / f"attempt-{attempt:03d}-part-{number:05d}.parquet"
+    path = folder / _name(attempt, number)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # Only encodings that every Parquet reader knows. Of zstd's levels the first packs counts
         # tighter than the next ones do, in less time.
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            compression_level=1,
-            use_dictionary=[column for column in table.column_names if column in _DICTIONARY],
-            column_encoding={
-                field.name: "BYTE_STREAM_SPLIT"
-                for field in table.schema
-                if pa.types.is_floating(field.type) and field.name not in _DICTIONARY
-            },
-            write_page_checksum=True,
-        )
+        with open_new(temporary) as file:
+            pq.write_table(
+                table,
+                file,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=[column for column in table.column_names if column in _DICTIONARY],
+                column_encoding={
+                    field.name: "BYTE_STREAM_SPLIT"
+                    for field in table.schema
+                    if pa.types.is_floating(field.type) and field.name not in _DICTIONARY
+                },
+                write_page_checksum=True,
+            )
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -86,7 +87,13 @@ def part_files(directory: Path, name: str) -> list[tuple[Path, int, int]]:
         return []
     matches = ((path, _NAME.fullmatch(path.name)) for path in folder.iterdir())
     found = [(path, int(match[1]), int(match[2])) for path, match in matches if match]
-    return sorted(found, key=lambda part: part[1:])
+    # A part has one name: numbers with more zeros are none of numwatch's.
+    own = [part for part in found if part[0].name == _name(*part[1:])]
+    return sorted(own, key=lambda part: part[1:])
+
+
+def _name(attempt: int, number: int) -> str:
+    return f"attempt-{attempt:03d}-part-{number:05d}.parquet"
 
 
 def open_part(path: Path, name: str, attempt: int, number: int) -> Part:

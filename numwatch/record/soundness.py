@@ -46,6 +46,8 @@ def _flaws(name: str, table: pa.Table) -> Iterator[str]:
             yield from _gaps_within(field.name, column)
         if field.name in _COUNTS and not _are_counts(column):
             yield f"column {field.name} holds what is no count"
+    if name == "tensors" and "amax" in table.column_names and not _are_finite(table["amax"]):
+        yield "column amax holds what is no finite magnitude"
     for names in _TOGETHER if name == "tensors" else ():
         here = [column for column in names if column in table.column_names]
         for one, other in pairwise(here):
@@ -75,6 +77,11 @@ def _histogram_flaws(table: pa.Table) -> Iterator[str]:
 
 def _are_counts(column: pa.ChunkedArray) -> bool:
     return _least(column) >= 0 and (pc.max(column).as_py() or 0) < _COUNT_LIMIT
+
+
+def _are_finite(magnitudes: pa.ChunkedArray) -> bool:
+    # The least of numbers passes over NaN.
+    return _least(magnitudes) >= 0 and pc.all(pc.is_finite(magnitudes), min_count=0).as_py()
 
 
 def _least(column: pa.ChunkedArray) -> int:

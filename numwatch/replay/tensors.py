@@ -60,8 +60,8 @@ def cast_slot(
         peak = history.amax * scale
         saturates = (peak > limit) | np.isinf(history.cast_amax)
         wasted = np.where(peak > 0, np.maximum(np.log2(fmt.max / peak), 0.0), np.nan)
-    full, rows = history.full, history.rows
-    own = scale[full] / rows.loss_scale
+        full, rows = history.full, history.rows
+        own = scale[full] / rows.loss_scale
     lost = shares_at_most(rows, fmt.flush_threshold, own)
     elements = rows.elements
     if rounded:

@@ -75,7 +75,8 @@ class _Cut:
             index = self.binade - rows.first
             start = self._sums[rows.ends[:-1]]
             self.total: Ints = self._sums[rows.ends[1:]] - start
-            self.none: Bools = (self.total == 0) | (rows.amin * scale > cut)
+            # A product of non-zero numbers is not zero, though FP64 may round it there.
+            self.none: Bools = (self.total == 0) | (rows.amin * scale > cut) | (cut <= 0)
             self.all: Bools = rows.amax * scale <= cut
             self.below: Ints = self._up_to(index) - start
             self.inside: Ints = self._count(index)

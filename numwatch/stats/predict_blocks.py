@@ -192,8 +192,10 @@ def _whole_scale(stats: TensorStats, element: Format, rule: ScaleRule) -> float:
 
 
 def _row_scale(stats: TensorStats, fmt: Format, *, power_of_two: bool) -> float:
-    """The scale of a row that holds the tensor's amax; 0 where FP32 has none so small."""
-    scale = float(np.float32(fmt.max / max(stats.amax, LEAST_AMAX)))
+    """The scale of a row that holds the tensor's amax; 0 where FP32 has none so small or large."""
+    with np.errstate(over="ignore"):
+        scale = float(np.float32(fmt.max / max(stats.amax, LEAST_AMAX)))
+    scale = scale if math.isfinite(scale) else 0.0
     return math.ldexp(1.0, exponent(scale)) if power_of_two and scale else scale
 
 

@@ -61,10 +61,12 @@ def uncounted_row_shares(
         power_of_two: Whether scales are rounded down to powers of two.
         length: Elements in a row; by default those of a square.
     """
-    scale = (fmt.max / np.maximum(rows.amax, LEAST_AMAX)).astype(np.float32).astype(np.float64)
-    known = scale > 0  # FP32 has no scale for the others
+    with np.errstate(over="ignore"):
+        in_fp32 = (fmt.max / np.maximum(rows.amax, LEAST_AMAX)).astype(np.float32)
+    known = (in_fp32 > 0) & np.isfinite(in_fp32)  # FP32 has no scale for the others
+    scale = np.where(known, in_fp32.astype(np.float64), 1.0)
     scale = np.ldexp(1.0, np.frexp(scale)[1] - 1) if power_of_two else scale / SLACK
-    whole = shares_at_most(rows, fmt.flush_threshold, np.where(known, scale, 1.0))
+    whole = shares_at_most(rows, fmt.flush_threshold, scale)
     lengths = np.full(len(rows), length) if length else np.sqrt(numel).astype(np.int64)
     flushed, saturated = _unseen(whole, numel, lengths), np.zeros((len(rows), 3))
     flushed[~known] = saturated[~known] = (0.0, 0.0, 1.0)
@@ -80,7 +82,7 @@ def _unseen(whole: Doubles, numel: Ints, size: Ints) -> Doubles:
 
 def _nvfp4_scales(amax: Doubles, fmt: BlockFormat) -> Doubles:
     """The scale of the block that holds the amax, where the tensor has a scale too."""
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         largest = np.minimum(fmt.scale.max * fmt.element.max / amax, _FP32_MAX)
     scale = largest.astype(np.float32).astype(np.float64)
     scale = np.where(amax == 0, 1.0, np.where(scale == 0, _FP32_LEAST, scale))

@@ -15,7 +15,7 @@ from numwatch.snapshot import ROLES, UPDATE_ROLE, SlotInfo
 PARAMETER_ROLES = ("weight", "grad_weight")
 _MATRIX, _STACK = 2, 3
 
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 _GEMMS = (
     nn.Linear,
@@ -160,9 +160,7 @@ def is_update_wanted(
 
 def clean_path(path: str) -> str:
     """Returns a module path without what compile, FSDP and checkpoint wrappers add to it."""
-    for wrapper in _WRAPPERS:
-        path = path.replace(wrapper, "").removesuffix(wrapper[:-1]).removesuffix(".")
-    return path
+    return ".".join(name for name in path.split(".") if name not in _WRAPPERS)
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None, Sequence[str]]]:

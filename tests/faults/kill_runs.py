@@ -75,6 +75,9 @@ def killed_after(seconds, directory, *, from_start):
     """Starts a run, kills it, and returns how many steps it had told to be flushed.
 
     The seconds count from its start, or from its first flush.
+
+    Raises:
+        RuntimeError: The run ended before its first flush.
     """
     ours, its = os.pipe()
     child = os.fork()
@@ -90,7 +93,12 @@ def killed_after(seconds, directory, *, from_start):
     os.close(its)
     told = b""
     while not from_start and len(told) < 16:  # of which the first says 0
-        told += os.read(ours, 8)
+        piece = os.read(ours, 8)
+        if not piece:
+            os.close(ours)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            raise RuntimeError(f"the run ended by itself, with status {status}")
+        told += piece
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     while piece := os.read(ours, 1 << 16):

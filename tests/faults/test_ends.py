@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import kill_runs
 import pytest
 from faults_harness import EPOCH
 
@@ -13,6 +15,8 @@ import numwatch
 from numwatch.report import summarize
 
 HERE = Path(__file__).parent
+PATIENCE = 120
+"""Seconds until another process must have written."""
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and forks of POSIX")
 
@@ -34,6 +38,12 @@ def test_a_few_runs_killed_at_random_moments():
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith("4 runs killed: every record readable")
+
+
+def test_a_run_that_ends_before_it_is_killed_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(kill_runs, "train", lambda *_: None)
+    with pytest.raises(RuntimeError, match="the run ended by itself, with status 1"):
+        kill_runs.killed_after(0.0, tmp_path, from_start=False)
 
 
 ENDLESS = """
@@ -100,8 +110,10 @@ def test_a_record_is_read_whole_while_it_is_written(tmp_path):
     program = started(ENDLESS, tmp_path)
     try:
         assert program.stdout.readline() == "5\n"
-        known = 0
-        for _ in range(5):
+        known = reads = 0
+        end = time.monotonic() + PATIENCE
+        while reads < 5 or known <= EPOCH:
+            assert time.monotonic() < end, f"{known} steps after {reads} reads"
             run = numwatch.open_run(tmp_path)
             steps = run.steps()["step"].to_pylist()
             assert steps == list(range(len(steps)))
@@ -112,7 +124,7 @@ def test_a_record_is_read_whole_while_it_is_written(tmp_path):
             summarize(run)
             run.events()
             assert run.problems == []
-        assert known > EPOCH
+            reads += 1
     finally:
         program.kill()
         program.communicate()

@@ -22,8 +22,8 @@ from numwatch.callbacks import NumericsMonitor
 from numwatch.diagnose import Finding
 from numwatch.errors import NumwatchError
 from numwatch.record import RecordError
-from numwatch.record.capsule import load_capsule
-from numwatch.reproduce import DIFFERS, SAME, reproduce
+from numwatch.record.capsule import Capsule, load_capsule
+from numwatch.reproduce import DIFFERS, SAME, _prepare, reproduce
 
 SCRIPT = Path(__file__).parent / "make_planted.py"
 
@@ -202,3 +202,10 @@ def test_a_resumed_run_says_that_an_earlier_attempt_s_capsule_is_there(tmp_path)
     fit(Linear(), tmp_path, batches(too_large), precision="bf16-mixed")
     kept = [event for event in numwatch.open_run(tmp_path).events() if event["kind"] == "capsule"]
     assert kept[-1]["note"] == "not kept: one of an earlier attempt is there"
+
+
+def test_names_that_end_in_a_wrapper_s_are_found_again(tmp_path):
+    made = torch.nn.ModuleDict({"my_orig_mod": torch.nn.Linear(2, 2)})
+    kept = {f"_orig_mod.{name}": torch.ones_like(t) for name, t in made.state_dict().items()}
+    _prepare(made, Capsule(tmp_path, {}, {"module": kept}), torch.device("cpu"))
+    assert all((t == 1).all() for t in made.state_dict().values())

@@ -73,6 +73,7 @@ class CommandsTarget(OfRecord):
         *("recommend|RUN|--target|mxfp8|--reasons", "recommend|RUN|--json|-o|out.yaml"),
         *("replay|RUN|--recipe|delayed:history=4|--format|e4m3", "export|plan.yaml|--to|torchao"),
         *("replay|RUN|--sweep|history=1,16|margin=0,1", "export|plan.yaml|--to|megatron"),
+        *("replay|RUN|--recipe|grad-scaler", "replay|RUN|--recipe|static:scale=64|--json"),
     )
     _WORDS = (
         *("RUN", "--json", "--epoch", "--worst", "--target", "--recipe", "--sweep", "--format"),

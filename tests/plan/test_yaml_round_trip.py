@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import os
 import time
 
 import pytest
@@ -128,3 +129,13 @@ def test_a_directory_is_no_file_to_save_to(tmp_path, monkeypatch):
     with pytest.raises(NumwatchError, match="can't write the plan"):
         Plan("fp8").save(".")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
+def test_a_plan_is_not_written_through_a_link_of_its_temporary_name(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("kept")
+    (tmp_path / f".plan.yaml.{os.getpid()}.tmp").symlink_to(outside)
+    Plan("fp8").save(tmp_path / "plan.yaml")
+    assert outside.read_text() == "kept"
+    assert not (tmp_path / "plan.yaml").is_symlink()

@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -225,10 +226,22 @@ def test_empty_histories_have_no_scales():
         assert scales_over(recipe, torch.empty(0, 3), E4M3).shape == (0, 3)
 
 
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_a_scale_beyond_fp32_is_infinite_as_torchao_s_is(power_of_two):
+    """TF32 ends where FP32 does."""
+    recipe, amaxes = CurrentScaling(power_of_two), np.array([1e-9, 1.0], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scales = recipe.over(amaxes, FORMATS["tf32"])
+    assert scales[0] == INF
+    assert np.array_equal(scales, stepped(recipe, amaxes, FORMATS["tf32"]))
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: DelayedScaling(0), "a history of 1 or more; got 0"),
+        (lambda: DelayedScaling(0), "a history of 1 to 1048576; got 0"),
+        (lambda: DelayedScaling(10**20), "a history of 1 to 1048576; got 1000"),
         (lambda: DelayedScaling(margin=17), "margin is 0 to 16 bits; got 17"),
         (lambda: DelayedScaling(algorithm="min"), "max, most_recent or a function"),
         (lambda: StaticScaling(0.0), "positive and finite; got 0.0"),

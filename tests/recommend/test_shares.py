@@ -1,5 +1,7 @@
 """All rows of an operand judged at once, beside each judged by itself."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,24 @@ def test_shares_of_many_rows_are_those_of_each(name, text, length):
         ):
             told = [expected.value, expected.low, expected.high]
             assert share[row].tolist() == pytest.approx(told, rel=1e-9, abs=1e-12), (row, one)
+
+
+def test_a_format_without_zero_flushes_nothing_however_small():
+    stats = tensor_stats(torch.tensor([5e-324], dtype=torch.float64))
+    fmt, recipe = FORMATS["e8m0"], parse_recipe("static:scale=3e-39")
+    found, _ = shares_of_rows(Rows.of(stats), fmt, recipe, "last", None)
+    assert found.tolist() == [[0.0, 0.0, 0.0]]
+    assert float(predicted_shares(stats, fmt, recipe).flushed) == 0.0
+
+
+def test_amaxes_near_the_least_of_fp64_overflow_quietly():
+    stats = tensor_stats(torch.tensor([1e-306, 1e-309], dtype=torch.float64))
+    fmt = BLOCK_FORMATS["nvfp4"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, _ = shares_of_rows(Rows.of(stats), fmt, parse_recipe("nvfp4"), "last", None)
+    one, _ = predicted_shares(stats, fmt, parse_recipe("nvfp4"))
+    assert found.tolist() == [[one.value, one.low, one.high]]
 
 
 def test_a_static_scale_is_meant_for_gradients_without_a_loss_scale():

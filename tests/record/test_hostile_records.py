@@ -14,7 +14,9 @@ import torch
 import numwatch
 from numwatch.diagnose.compare import compare
 from numwatch.errors import NumwatchError
+from numwatch.recipes.spec import parse_any_recipe
 from numwatch.record.schema import TABLES
+from numwatch.replay import replay
 from numwatch.report.summary import summarize
 
 FILLED = [name for name in TABLES if name != "ranks"]
@@ -114,6 +116,37 @@ def test_columns_of_any_values_are_read_or_told(table, copied, whole):
             loose = pa.field(field.name, field.type)
             pq.write_table(content.set_column(place, loose, values), first)
             read_all(copied, whole)
+
+
+def test_the_least_loss_scale_of_fp64_is_counted_with_quietly(copied):
+    for path in parts(copied, "tensors"):
+        content = pq.read_table(path)
+        place = content.column_names.index("loss_scale")
+        slots = content["slot"].to_pylist()
+        values = pa.array([5e-324 if slot.endswith(":grad_output") else 1.0 for slot in slots])
+        pq.write_table(content.set_column(place, "loss_scale", values), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = numwatch.open_run(copied)
+        for target in ("fp8", "nvfp4"):
+            numwatch.recommend(run, target=target)
+        for recipe in ("static:scale=64", "delayed:history=2", "current", "rowwise", "nvfp4"):
+            replay(run, parse_any_recipe(recipe))
+    assert run.problems == []
+
+
+@pytest.mark.parametrize("amax", [np.nan, -1.0, np.inf])
+def test_an_amax_that_no_tensor_has_is_told(amax, copied, whole):
+    for path in parts(copied, "tensors"):
+        content = pq.read_table(path)
+        place = content.column_names.index("amax")
+        values = pa.array([amax] * content.num_rows)
+        pq.write_table(content.set_column(place, "amax", values), path)
+    problems = read_all(copied, whole)
+    assert problems
+    assert all("amax" in problem for problem in problems)
+    replayed = replay(numwatch.open_run(copied), parse_any_recipe("grad-scaler"))
+    assert replayed.slots == ()
 
 
 @pytest.mark.parametrize("table", FILLED)

@@ -11,6 +11,7 @@ from record_builders import record, snapshot, write_steps
 from numwatch import open_run
 from numwatch.errors import NumwatchError
 from numwatch.record import STEPS, RecordError
+from numwatch.record.event_log import end_torn_line
 from numwatch.record.schema import ADDED_LATER
 from numwatch.snapshot import SlotInfo
 
@@ -227,6 +228,22 @@ def test_a_torn_event_is_named_and_the_next_stands_alone(tmp_path):
     assert run.problems == ["events.jsonl line 2 can't be read"]
 
 
+@pytest.mark.parametrize(("tail", "ended"), [(b"", b""), (b"\n", b"\n"), (b"{", b"{\n")])
+def test_of_long_events_a_resumed_run_reads_only_the_end(tail, ended, tmp_path):
+    with record(tmp_path) as recorder:
+        recorder.event("skip", 1)
+    events = tmp_path / "events.jsonl"
+    size = 1 << 40 if tail else 0
+    with events.open("wb") as file:
+        file.truncate(size)  # a hole: takes no disk
+        file.seek(size)
+        file.write(tail)
+    end_torn_line(tmp_path)
+    with events.open("rb") as file:
+        file.seek(size)
+        assert file.read() == ended
+
+
 def test_a_full_disk_is_one_error_and_what_waits_can_still_be_written(tmp_path, monkeypatch):
     from numwatch.record import parts
 
@@ -235,7 +252,7 @@ def test_a_full_disk_is_one_error_and_what_waits_can_still_be_written(tmp_path, 
     write_table = parts.pq.write_table
 
     def full_disk(table, where, **options):
-        where.write_bytes(b"PAR1")
+        where.write(b"PAR1")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(parts.pq, "write_table", full_disk)

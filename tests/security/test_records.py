@@ -15,8 +15,10 @@ import numwatch
 from numwatch.callbacks import NumericsMonitor
 from numwatch.cli import main
 from numwatch.record import Recorder, RecordError, part_size
+from numwatch.record.capsule import write_capsule
 from numwatch.record.schema import TABLES
 from numwatch.report import print_summary, summarize
+from numwatch.snapshot import Snapshot, StepScalars
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links and pipes of POSIX")
 
@@ -88,6 +90,43 @@ def test_nothing_is_written_through_a_link(name, record, tmp_path):
     with pytest.raises(RecordError, match="can't write the record in"):
         Recorder.open(record, precision="32-true", device="cpu", arguments={})
     assert not (record / "manifest-001.json").exists()
+
+
+@posix
+@pytest.mark.parametrize(
+    "name",
+    [".manifest-001.json.{}.tmp", "steps/.attempt-001-part-00000.parquet.{}.tmp"],
+    ids=["manifest", "part"],
+)
+def test_nothing_is_written_through_a_link_of_a_temporary_name(name, record, tmp_path):
+    """Process ids repeat (a container's is 1), so the names can be known beforehand."""
+    outside, planted = tmp_path / "outside", record / name.format(os.getpid())
+    outside.write_text("kept")
+    planted.symlink_to(outside)
+    with Recorder.open(record, precision="32-true", device="cpu", arguments={}) as recorder:
+        recorder.write(Snapshot(9, StepScalars(loss=1.0)))
+    assert outside.read_text() == "kept"
+    assert not os.path.lexists(planted)
+    assert 9 in numwatch.open_run(record).steps()["step"].to_pylist()
+
+
+@posix
+@pytest.mark.parametrize("found", ["link", "folder of a process that was killed"])
+def test_a_capsule_is_written_to_a_folder_of_its_own(found, tmp_path):
+    outside, planted = tmp_path / "outside", tmp_path / f".capsule-{os.getpid()}"
+    outside.mkdir()
+    if found == "link":
+        planted.symlink_to(outside)
+    else:
+        planted.mkdir()
+        (planted / "state.pt").symlink_to(outside / "state.pt")
+    assert write_capsule(tmp_path, {}, {}, 1e9)
+    assert list(outside.iterdir()) == []
+    assert sorted(path.name for path in (tmp_path / "capsule").iterdir()) == [
+        "capsule.json",
+        "state.pt",
+    ]
+    assert not (tmp_path / "capsule").is_symlink()
 
 
 def test_a_checkpoint_can_t_send_the_record_into_any_folder(tmp_path, record):

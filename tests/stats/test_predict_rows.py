@@ -1,14 +1,18 @@
 """What block counts predict of rows that have a scale each, against rows really rounded."""
 
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from test_predict_blocks import DIMS, ROUGH, SMOOTH
 
 from numwatch.formats import get_format, quantize
+from numwatch.recommend.history import Rows
 from numwatch.stats import tensor_stats
 from numwatch.stats.predict_blocks import row_errors, row_shares
+from numwatch.stats.predict_uncounted import uncounted_row_shares
 
 KINDS = {**SMOOTH, **{kind: make for kind, make in ROUGH.items() if kind != "fp64"}}
 
@@ -72,3 +76,23 @@ def test_of_amaxes_beyond_any_scale_of_fp32_nothing_is_claimed(power_of_two):
         for share in row_shares(stats, blocks, "e4m3", power_of_two=power_of_two):
             assert (share.low, share.high) == (0.0, 1.0)
         assert all(map(math.isnan, row_errors(stats, blocks, "e4m3", power_of_two=power_of_two)))
+
+
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_of_formats_beyond_any_scale_of_fp32_nothing_is_claimed(power_of_two):
+    """E8M0 ends at 2^127: a row of small values would need a larger scale than FP32 has."""
+    stats = tensor_stats(torch.full((4, 32), 1e-9), blocks=(32,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, _ = row_shares(stats, stats.blocks.of(32), "e8m0", power_of_two=power_of_two)
+        many, _ = uncounted_row_shares(
+            Rows.of(stats),
+            np.array([128]),
+            get_format("e8m0"),
+            power_of_two=power_of_two,
+            length=None,
+        )
+        errors = row_errors(stats, stats.blocks.of(32), "e8m0", power_of_two=power_of_two)
+    assert (one.low, one.high) == (0.0, 1.0)
+    assert many.tolist() == [[0.0, 0.0, 1.0]]
+    assert all(map(math.isnan, errors))

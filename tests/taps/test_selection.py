@@ -163,6 +163,10 @@ def test_attention_projections_are_watched():
         ("blocks.0._fsdp_wrapped_module.fc", "blocks.0.fc"),
         ("blocks.0._checkpoint_wrapped_module", "blocks.0"),
         ("_orig_mod", ""),
+        ("my_orig_mod.layer", "my_orig_mod.layer"),
+        ("a.my_orig_mod", "a.my_orig_mod"),
+        ("a._orig_mod._orig_mod.b", "a.b"),
+        ("_fsdp_wrapped_module._checkpoint_wrapped_module", ""),
         ("a.b", "a.b"),
     ],
 )

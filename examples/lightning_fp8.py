@@ -1,6 +1,6 @@
 """FP8 training in Lightning through torchao, watched: two callbacks.
 
-    pip install 'numwatch[fp8]'
+    pip install '.[fp8]'
     python examples/lightning_fp8.py [tensorwise|rowwise|rowwise_with_gw_hp]
 
 Runs on any machine: the GEMMs take `torch._scaled_mm` where it can do the recipe, and are

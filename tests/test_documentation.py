@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from numwatch import cli
+
 ROOT = Path(__file__).parents[1]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Run by CI itself: it calls `make test` (which calls `make lint`), `make demo` and `make docs`.
 BY_CI = {"make demo", "make test", "make lint", "make docs"}
-# Needs a network or a network of hooks of the developer's own.
-NOT_RUN = {"pip install numwatch", "pip install 'numwatch[fp8]'", "make oldest"}
+# `make test` itself does the first, tests/distribution too; the other needs a network.
+NOT_RUN = {"pip install .", "make oldest"}
 
 
 def blocks(language):
@@ -74,9 +76,8 @@ def test_there_is_something_to_run():
     assert EXAMPLES
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line not in BY_CI | NOT_RUN])
-def test_command_of_the_documentation_runs(line, runs):
+def shortened(line):
+    """A command of the documentation as it is run here: the same, in less time."""
     if line.startswith("numwatch demo"):
         line += " --steps 6 --out another"
     if line.startswith("numwatch prove"):
@@ -89,21 +90,35 @@ def test_command_of_the_documentation_runs(line, runs):
         line = line.replace(" examples/", f" {ROOT}/examples/")
     if line.startswith("python "):
         line = line.replace("python ", f"python {ROOT}/")
-    assert command(runs, line)
+    return line
+
+
+# Those of numwatch and all code run in this process, since most of the time goes into imports; that
+# `numwatch` is a program of its own is seen where the runs are made.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_all_commands_and_code_of_the_documentation_run(runs, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("COLUMNS", "100")
+    for line in COMMANDS:
+        if line in BY_CI | NOT_RUN:
+            continue
+        if not line.startswith("numwatch "):
+            assert command(runs, shortened(line)), line
+            continue
+        monkeypatch.setattr(sys, "argv", shlex.split(shortened(line)))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        assert (ended.value.code or 0) == 0, f"{line}: {told.err}"
+        assert told.out, line
+    for name, code in EXAMPLES:
+        exec(compile(code, name, "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("line", sorted(BY_CI))
 def test_command_that_ci_runs_is_a_target(line):
     assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "code"), EXAMPLES)
-def test_python_of_the_documentation_runs(name, code, runs):
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=runs, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{name}: {done.stderr}"
 
 
 def results(name):

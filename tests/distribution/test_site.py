@@ -1,12 +1,8 @@
-"""The documentation site: every page has its place, and says what the code says."""
+"""The documentation site says what the code says; that it is built, `make docs` sees in CI."""
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 import numwatch
 import numwatch.callbacks
@@ -40,16 +36,3 @@ def test_every_public_name_is_in_the_reference():
         assert re.search(rf"auto\w+:: (numwatch\.callbacks\.)?{name}$", reference, re.MULTILINE), (
             name
         )
-
-
-@pytest.mark.slow
-def test_site_is_built_without_a_warning(tmp_path):
-    pytest.importorskip("furo")
-    sphinx = (sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html")
-    done = subprocess.run(
-        [*sphinx, DOCS, tmp_path], capture_output=True, text=True, check=False, timeout=280
-    )
-    assert done.returncode == 0, done.stderr
-    for page in DOCS.glob("*.md"):
-        assert (tmp_path / f"{page.stem}.html").is_file()
-    assert "every_n_steps" in (tmp_path / "api.html").read_text()

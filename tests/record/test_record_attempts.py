@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from record_builders import SLOTS, record, snapshot, write_steps
+from thorough import at_most
 
 from numwatch import open_run
 from numwatch.record import Recorder, RecordError, keeper
@@ -70,7 +71,7 @@ def test_a_killed_run_keeps_all_that_was_flushed(tmp_path, seed):
 @pytest.mark.slow
 def test_a_killed_run_keeps_all_that_was_flushed_whenever_it_is(tmp_path):
     rng = random.Random(7)
-    for i in range(20):
+    for i in range(at_most(8, thorough=20)):
         check_kill(tmp_path / str(i), rng.expovariate(8.0))
 
 

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from thorough import THOROUGH
 
 from numwatch.stats.dtypes import WATCHED_DTYPES
 
@@ -16,6 +17,8 @@ pytestmark = pytest.mark.slow
 F32, BF16, E4M3 = torch.float32, torch.bfloat16, torch.float8_e4m3fn
 FULL, GATED = 2, 3
 FLAT, ROWS, STEPS = range(3)
+# Elements a thread has in the tests of more than one dtype or walk; launched are 32.
+EACH, EACH_STEP = (32, 32) if THOROUGH else (16, 8)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def build():
     ids=str,
 )
 def test_a_gated_sweep_compiles(build, capability, dtype):
-    made = build.sweep(dtype, GATED, FLAT, capability)
+    made = build.sweep(dtype, GATED, FLAT, capability, each=EACH)
     assert f".target sm_{capability}" in made.asm["ptx"]
     # Subnormal numbers stay what they are.
     assert ".ftz" not in made.asm["ptx"]
@@ -47,13 +50,14 @@ def test_whole_tiles_are_loaded_by_16_bytes_and_threads_keep_to_themselves(build
 
 @pytest.mark.parametrize("walk", [ROWS, STEPS])
 def test_other_walks_compile(build, walk):
-    made = build.sweep(BF16, FULL, walk, 80, wide=walk == STEPS)
+    each = EACH_STEP if walk == STEPS else EACH
+    made = build.sweep(BF16, FULL, walk, 80, wide=walk == STEPS, each=each)
     assert ("ld.global.v4" in made.asm["ptx"]) == (walk == ROWS)
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [(80, BF16), (90, torch.float64)], ids=str)
 def test_a_group_compiles(build, capability, dtype):
-    made = build.group(dtype, FULL, capability)
+    made = build.group(dtype, FULL, capability, each=EACH)
     assert "ld.global.v" in made.asm["ptx"]
 
 

@@ -5,7 +5,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from numwatch.stats.gpu import blocks, kernels
-from numwatch.stats.gpu.launch import FUSED, bit_layout, tiling
+from numwatch.stats.gpu.launch import EACH, FUSED, bit_layout, tiling
 from numwatch.stats.gpu.place import load_width
 
 SWEEP = {
@@ -41,15 +41,17 @@ def compiled(kernel, types, constants, capability):
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def sweep(dtype, mode, walk, capability, wide=False):
+def sweep(dtype, mode, walk, capability, wide=False, each=EACH):
+    """Of `each` elements a thread: PTX takes more than twice as long to make of twice as many."""
     width = 1 if walk == 2 else load_width(dtype.itemsize)
     types = SWEEP | ({"last": "i64", "columns": "i64"} if wide else {})
-    constants = {"MODE": mode, "WALK": walk, **tiling(dtype, width)}
+    constants = {"MODE": mode, "WALK": walk, **tiling(dtype, width), "GROUPS": each // width}
     return compiled(kernels.sweep, types, constants, capability)
 
 
-def group(dtype, mode, capability):
-    constants = {"MODE": mode, **tiling(dtype, load_width(dtype.itemsize))}
+def group(dtype, mode, capability, each=EACH):
+    width = load_width(dtype.itemsize)
+    constants = {"MODE": mode, **tiling(dtype, width), "GROUPS": each // width}
     return compiled(kernels.sweep_group, GROUP, constants, capability)
 
 

@@ -12,8 +12,9 @@ demo: $(READY)
 	$(BIN)/numwatch demo
 
 # One thread a worker: small operations on two busy threads wait for each other most of the time.
+# One worker a file: what its fixtures train is trained once.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadscope
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -132,9 +132,15 @@ def _by_key(table) -> dict:
     return keyed
 
 
-def test_what_averaging_in_fp16_flushes_is_seen(tmp_path):
-    run_ranks("scenarios.py", 2, tmp_path, "compressed")
-    rows = rows_of(numwatch.open_run(tmp_path / "compressed"))
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("mixed")
+    run_ranks("scenarios.py", 2, directory, "compressed", "sharded_scaler")
+    return directory
+
+
+def test_what_averaging_in_fp16_flushes_is_seen(mixed):
+    rows = rows_of(numwatch.open_run(mixed / "compressed"))
     flushed = 0
     for module in ("0", "2", "4"):
         before = rows[0, f"{module}:grad_weight"]
@@ -145,9 +151,8 @@ def test_what_averaging_in_fp16_flushes_is_seen(tmp_path):
     assert flushed > 0
 
 
-def test_shards_that_overflow_on_one_rank_skip_the_step_on_all(tmp_path):
-    run_ranks("scenarios.py", 2, tmp_path, "sharded_scaler")
-    run = numwatch.open_run(tmp_path / "sharded_scaler")
+def test_shards_that_overflow_on_one_rank_skip_the_step_on_all(mixed):
+    run = numwatch.open_run(mixed / "sharded_scaler")
     steps = run.steps().to_pylist()
     assert [step["skipped"] for step in steps] == [False, True, False]
     assert [step["loss_scale_after"] for step in steps] == [256.0, 128.0, 128.0]

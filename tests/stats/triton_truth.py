@@ -1,9 +1,14 @@
 """What a GPU kernel must say: the reference's counts, and its sums within FP32 rounding."""
 
 import torch
+from bit_patterns import DTYPES
+from thorough import THOROUGH
 
 import numwatch.stats as nws
 from numwatch.stats import reference
+
+SOME_DTYPES = DTYPES if THOROUGH else (torch.float64, torch.bfloat16, torch.float8_e4m3fn)
+"""One of each way to be read, for what does not turn on the format."""
 
 
 def assert_rows_agree(rows, expected, *, ulps=16):

@@ -5,6 +5,7 @@ import torch
 from bit_patterns import DTYPES, patterns
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thorough import every
 from triton_truth import random_bits
 
 from numwatch.stats import block_reference, new_block_rows
@@ -30,7 +31,7 @@ SHAPES = [(), (0,), (1,), (3, 0), (15, 17), (33, 9), (3, 65), (2, 3, 20)]
     ("dtype", "shape"),
     [
         *((torch.bfloat16, shape) for shape in SHAPES),
-        *((dtype, shape) for dtype in DTYPES for shape in ((15, 17), (2, 3, 20))),
+        *((dtype, (15, 17)) for dtype in DTYPES if dtype != torch.bfloat16),
     ],
     ids=str,
 )
@@ -45,7 +46,9 @@ def test_every_kind_of_value(dtype):
     assert_blocks_agree(x[: x.numel() // 7 * 7].view(7, -1))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize(
+    "dtype", every(2, [torch.float32, torch.bfloat16, torch.float8_e4m3fn]), ids=str
+)
 def test_strides(dtype):
     x = torch.randn(40, 70).to(dtype)
     for y in (x.T, x[:, 3:], x[::2, ::3], x.T[:, ::2], x[0].expand(20, 70)):

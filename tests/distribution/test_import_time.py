@@ -17,9 +17,6 @@ print(time.process_time() - start)
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="names that measure are imported at once, not when asked for", strict=False
-)
 def test_import_takes_less_than_a_third_of_a_second_beyond_torch():
     """The best of three processes, by processor time: what else runs has no say."""
     took = []

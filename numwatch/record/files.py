@@ -38,11 +38,14 @@ def read_at_most(path: Path, limit: int) -> bytes:
         OSError: It can't be read, is no plain file, or has more bytes than the limit.
     """
     check_own(path)
+    pieces, size = [], 0
     with path.open("rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(errno.EFBIG, f"it has more than {limit // MIB} MiB")
-    return content
+        while piece := file.read(MIB):  # Python makes room for all that it is asked for
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise OSError(errno.EFBIG, f"it has more than {limit // MIB} MiB")
+    return b"".join(pieces)
 
 
 def open_new(path: Path) -> BinaryIO:

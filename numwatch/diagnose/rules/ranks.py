@@ -50,19 +50,13 @@ def reduction_flushes(evidence: Evidence) -> Iterator[Finding]:
         at = first_confirmed(gone >= FLUSHED_SHARE)
         if at is not None and before.numel[own[at]] >= MIN_ELEMENTS:
             found.append((int(after.step[others[at]]), slot, float(gone[at])))
-    if not found:
-        return
-    step, slot, share = min(found)
-    yield Finding(
+    yield from _found(
+        found,
         rule="reduction-flushes",
         severity="warning",
-        step=step,
-        slot=slot,
-        evidence=(Figure("zeros that the reduction made, share", share, step),),
-        cause=f"averaging over ranks turns {share:.0%} of {path_of(slot)}'s gradient to zero",
-        cure=_CURE,
+        figure="zeros that the reduction made, share",
+        cause="averaging over ranks turns {value:.0%} of the gradient of {parameter} to zero",
         source=_MICIKEVICIUS,
-        others=tuple(other for _, other, _ in sorted(found) if other != slot),
     )
 
 
@@ -75,20 +69,38 @@ def reduction_overflows(evidence: Evidence) -> Iterator[Finding]:
         if broken.sum() >= CONFIRMATIONS:
             at = int(np.flatnonzero(broken)[0])
             found.append((int(after.step[others[at]]), slot, float(before.amax[own[at]])))
-    if not found:
-        return
-    step, slot, amax = min(found)
-    yield Finding(
+    yield from _found(
+        found,
         rule="reduction-overflows",
         severity="critical",
+        figure="amax before the reduction (scaled)",
+        cause="the gradient of {parameter} is finite on every rank, and not once they are added up",
+        source="PyTorch, `torch.distributed.fsdp`: `reduce_dtype`",
+    )
+
+
+def _found(
+    found: list[tuple[int, str, float]],
+    *,
+    rule: str,
+    severity: str,
+    figure: str,
+    cause: str,
+    source: str,
+) -> Iterator[Finding]:
+    """Yields the first of what was found of reductions: step, slot and figure of each."""
+    if not found:
+        return
+    step, slot, value = min(found)
+    yield Finding(
+        rule=rule,
+        severity=severity,
         step=step,
         slot=slot,
-        evidence=(Figure("amax before the reduction (scaled)", amax, step),),
-        cause=f"the gradient of {path_of(slot)} is finite on every rank, and not once they are "
-        "added up",
+        evidence=(Figure(figure, value, step),),
+        cause=cause.format(value=value, parameter=path_of(slot)),
         cure=_CURE,
-        source="Zhao et al. 2023 (PyTorch FSDP), section 4.4: the reduction has a precision of its "
-        "own",
+        source=source,
         others=tuple(other for _, other, _ in sorted(found) if other != slot),
     )
 

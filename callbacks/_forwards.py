@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
-from numwatch.failures import Around, MicroBatch
+from numwatch.micro_batch import Around, MicroBatch
 from numwatch.session import Session
 from numwatch.shadow import ShadowStep
 from numwatch.taps.fp32 import copy_exactly, copy_in_fp32

@@ -62,7 +62,7 @@ def require_torchao(who: str) -> None:
     except ValueError:  # an entry of sys.modules without a spec
         missing = True
     if missing:
-        raise NumwatchError(f"{who} needs torchao; type: pip install 'numwatch[fp8]'")
+        raise NumwatchError(f"{who} needs torchao; type: pip install 'torchao>=0.12'")
 
 
 def builds_itself_later(pl_module: Any) -> bool:

@@ -3,14 +3,15 @@
 from functools import partial
 from typing import Any
 
-from numwatch.failures import MicroBatch
-from numwatch.taps.fp32 import copy_exactly
+from numwatch.micro_batch import MicroBatch
 
 from .shadow import step_on_copies
 
 
 def micro_batch(trainer: Any, batch: Any, batch_idx: int) -> MicroBatch:
     """Returns the micro-batch that a Trainer begins; it holds the batch until it is dropped."""
+    from numwatch.taps.fp32 import copy_exactly
+
     # The count of steps rises on a skipped step too, before anyone could ask.
     step_of = partial(
         step_on_copies,

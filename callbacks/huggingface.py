@@ -1,7 +1,7 @@
 """`NumericsCallback`: the same watching for the Trainer of Hugging Face's transformers.
 
 It is imported by its own name, `from numwatch.callbacks.huggingface import NumericsCallback`, and
-wants transformers and accelerate: `pip install 'numwatch[hf]'`.
+wants transformers and accelerate: numwatch's extra `hf`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from rich.console import Console
 from torch import nn
 from typing_extensions import Self
 
-from numwatch.failures import CAPSULE_GB
 from numwatch.record import RECORD_FOLDER
 from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 from numwatch.session import Session
-from numwatch.settings import Settings
+from numwatch.settings import CAPSULE_GB, Settings
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.wrappers import plain_optimizer, scaler_behind
 
@@ -32,7 +31,7 @@ try:
 except ModuleNotFoundError as error:
     text = (
         "numwatch.callbacks.huggingface needs transformers and accelerate; "
-        "type: pip install 'numwatch[hf]'"
+        "type: pip install 'transformers>=4.50' 'accelerate>=1.1'"
     )
     raise ImportError(text) from error
 

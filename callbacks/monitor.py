@@ -1,29 +1,32 @@
-"""`NumericsMonitor`: one callback that watches the numbers of a run."""
+"""`NumericsMonitor`: one callback that watches the numbers of a run.
+
+What measures, keeps and reports is imported when a fit starts: a script that only makes a Trainer
+does not wait for it.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pytorch_lightning.utilities.rank_zero import (  # type: ignore[attr-defined]
     rank_zero_warn,
 )
-from rich.console import Console
 from torch import Tensor
 
-from numwatch.failures import CAPSULE_GB
-from numwatch.record import RECORD_FOLDER
-from numwatch.record.find import is_record
 from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
-from numwatch.session import Session
-from numwatch.settings import Settings
+from numwatch.settings import CAPSULE_GB, Settings
 from numwatch.taps.sampling import SAMPLES
 
 from ._base import Callback
 from .forensics import micro_batch
 from .shadow import shadow_step
-from .views import views_of
+
+if TYPE_CHECKING:
+    from numwatch.session import Session
 
 _DEEPSPEED = (
     "numwatch sees no updates, optimizer state, loss scale or skipped steps under DeepSpeed, whose "
@@ -112,6 +115,13 @@ class NumericsMonitor(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Opens the record and puts the hooks in place, once every strategy and plugin has."""
+        from rich.console import Console
+
+        from numwatch.record import RECORD_FOLDER
+        from numwatch.session import Session
+
+        from .views import views_of
+
         self._close()
         log_dir = trainer.log_dir  # asked for on every rank: it is broadcast
         # A logger may have no directory: those of `fast_dev_run`, or one of the user's own.
@@ -212,6 +222,8 @@ class NumericsMonitor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the record of the run that is resumed, where it can still be found."""
+        from numwatch.record.find import is_record
+
         directory = state_dict.get("directory")
         if directory and self._dir is None and is_record(Path(directory)):
             self._resumed = Path(directory)

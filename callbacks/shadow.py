@@ -1,17 +1,20 @@
 """A Trainer's step run once more on a copy of its module, and what the copy finds for a Trainer."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from numwatch.errors import NumwatchError
-from numwatch.shadow import ShadowStep
-from numwatch.taps.fp32 import copy_in_fp32
+
+if TYPE_CHECKING:
+    from numwatch.shadow import ShadowStep
 
 # What `torch.compile` of a whole LightningModule leaves on it: functions bound to the original.
 _COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
@@ -23,6 +26,8 @@ def shadow_step(trainer: Any, batch: Any, batch_idx: int) -> ShadowStep:
     The copy's `training_step` gets a copy of the batch. It may read all it likes of the Trainer;
     what it logs, prints or sets there is forgotten.
     """
+    from numwatch.taps.fp32 import copy_in_fp32
+
     return step_on_copies(trainer, batch, batch_idx, copy_in_fp32)
 
 
@@ -42,6 +47,8 @@ def step_on_copies(
         copy_of: Copies the batch.
         instead: Attributes of the Trainer that have changed since the step began.
     """
+    from numwatch.shadow import ShadowStep
+
     stand_in = _trainer_stand_in(trainer, **instead)
     loss_of = partial(_loss_of, trainer=stand_in, batch=batch, batch_idx=batch_idx, copy_of=copy_of)
     loggers = zip(trainer.loggers, stand_in.loggers, strict=True)
@@ -90,7 +97,7 @@ class _StandIn:
         """The object's class."""
         return type(self._real)
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> "_StandIn":
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _StandIn:
         return self
 
 
@@ -108,13 +115,13 @@ class _Logger(_StandIn):
 class _Void:
     """Whatever is asked of it, it does nothing and gives itself."""
 
-    def __getattr__(self, _name: str) -> "_Void":
+    def __getattr__(self, _name: str) -> _Void:
         return self
 
-    def __call__(self, *_args: object, **_kwargs: object) -> "_Void":
+    def __call__(self, *_args: object, **_kwargs: object) -> _Void:
         return self
 
-    def __getitem__(self, _key: object) -> "_Void":
+    def __getitem__(self, _key: object) -> _Void:
         return self
 
     def __setitem__(self, _key: object, _value: object) -> None:
@@ -126,7 +133,7 @@ class _Void:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> "_Void":
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _Void:
         return self
 
 

@@ -2,9 +2,8 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -12,52 +11,27 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from numwatch.forensics import NONE, UNKNOWN, FailedStep, Origin, find_origin, named_tensors
+from numwatch.micro_batch import Around, MicroBatch
+from numwatch.readable import SeenLoss, has_finite_gradients
 from numwatch.recipes.occasions import COLLAPSED, Occasions
 from numwatch.record import Recorder
 from numwatch.record.capsule import GIGABYTE, hex_of, write_capsule
-from numwatch.shadow import ShadowStep, reason
+from numwatch.settings import Settings
+from numwatch.shadow import reason
 from numwatch.snapshot import Snapshot, StepScalars
-from numwatch.stats.finite import all_finite
 from numwatch.taps.autocast import Autocast
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook
 from numwatch.taps.optimizers import gradient_norm
-from numwatch.taps.parcel import Parcel
 from numwatch.taps.scaler import Scaler
 from numwatch.taps.starts import Start, Starts, versions_of
 from numwatch.watch import Watch
 
-CAPSULE_GB = 2.0
 LAST_STEPS = 20
 """So many steps' scalars go into a capsule."""
 
 _NO_STEP = "numwatch was not told how to run a step: LoopWatch.shadow(loss_of) tells"
 _LATE = "numwatch learnt of it when the optimizer had already changed the weights"
-
-
-Around = Callable[[], AbstractContextManager[Any]]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What is needed to run a micro-batch once more; dropped when its backward is over.
-
-    Attributes:
-        step_of: Makes what runs on a copy of the model.
-        batch: The batch, None where it is not known.
-        index: Its number.
-        epoch: The epoch's number.
-        parts: How many micro-batches a step has.
-        around: Surroundings of its forward, such as an autocast; by default that which the model
-            was seen under.
-    """
-
-    step_of: Callable[[], ShadowStep]
-    batch: Any = None
-    index: int = 0
-    epoch: int = 0
-    parts: int = 1
-    around: Around | None = None
 
 
 class Failures:
@@ -68,6 +42,7 @@ class Failures:
     for the device: on a CPU, or where a copy has already arrived.
 
     Attributes:
+        kept: Whether a capsule is kept, or none is to be.
         wanted: Whether a capsule is kept of the next step, though it does not fail.
     """
 
@@ -77,13 +52,12 @@ class Failures:
         watch: Watch,
         recorder: Recorder,
         gate: Gate,
+        settings: Settings,
         *,
         precision: str,
         optimizers: Sequence[torch.optim.Optimizer] = (),
         scaler: Scaler | None = None,
-        origin: bool = True,
-        capsule_gb: float = CAPSULE_GB,
-        announced: bool = True,
+        announced: bool,
     ) -> None:
         """Watches over the steps of a run.
 
@@ -92,11 +66,10 @@ class Failures:
             watch: What knows of the step under way.
             recorder: Where events and the capsule go.
             gate: Keeps numwatch's own errors away from the run.
+            settings: What the user chose.
             precision: As Lightning names it.
             optimizers: The model's.
             scaler: The gradient scaler, where there is one.
-            origin: Look for origins.
-            capsule_gb: Limit of the capsule in 10^9 bytes; 0 for none.
             announced: Whether `see_loss` and `before_optimizer_step` are called; else a hook on
                 each optimizer does what it can.
         """
@@ -104,16 +77,16 @@ class Failures:
         self._model, self._watch, self._recorder = model, watch, recorder
         self._precision, self._optimizers = precision, optimizers
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
-        self._origin, self._limit = origin, capsule_gb * GIGABYTE
+        self._origin, self._limit = settings.origin, settings.capsule_gb * GIGABYTE
         self._starts = Starts(model)
         self._batch: MicroBatch | None = None
         self._start: Start | None = None
-        self._loss: Parcel | float | None = None
+        self._loss = SeenLoss()
         self._done = self.wanted = False
         self._occasions = Occasions()
         self._last: deque[tuple[int, StepScalars]] = deque(maxlen=LAST_STEPS)
         self._found: Origin | None = None
-        self._kept = not self._limit
+        self.kept = not self._limit
         hook = _BeforeStep(self)
         self._handles = [
             optimizer.register_step_pre_hook(hook) for optimizer in optimizers if not announced
@@ -122,14 +95,10 @@ class Failures:
         if not announced:
             self._autocast.attach()
 
-    @property
-    def kept(self) -> bool:
-        """Whether a capsule is kept, or none is to be."""
-        return self._kept
-
     def detach(self) -> None:
         """Takes its hooks off and lets go of the micro-batch under way."""
-        self._batch = self._start = self._loss = None
+        self._batch = self._start = None
+        self._loss.forget()
         self._autocast.detach()
         for handle in self._handles:
             handle.remove()
@@ -138,13 +107,12 @@ class Failures:
         """Takes note of a micro-batch, before its forward."""
         tensors = [tensor for _, tensor in named_tensors(batch.batch)]
         self._batch, self._start = batch, self._starts.take(versions_of(tensors))
-        self._loss, self._done = None, False
+        self._loss.forget()
+        self._done = False
 
     def see_loss(self, loss: Tensor) -> None:
         """Takes note of the loss that backward starts from, scaled, on its way to the host."""
-        if loss.numel() == 1:
-            loss = loss.detach()
-            self._loss = Parcel([loss]) if loss.is_cuda else float(loss)
+        self._loss.see(loss)
 
     def add_loss(self, loss: Tensor | float) -> None:
         """Takes note of the unscaled loss, where nobody tells of the one before backward."""
@@ -157,7 +125,7 @@ class Failures:
             self.keep_capsule("critical")  # while the weights are those of its forward
         if self._scaler is not None or self._done:
             return
-        loss = self._known_loss()
+        loss = self._loss.value
         if loss is not None and not math.isfinite(loss):
             self._fail("loss", loss)
         elif not self._are_finite(optimizer):
@@ -167,7 +135,7 @@ class Failures:
         """Whether all gradients that lie on the CPU are finite."""
         norm = self._watch.gradient_norm(optimizer)  # of recorded steps, which need it anyway
         known = norm is not None and norm.device.type == "cpu" and math.isfinite(float(norm))
-        return known or _are_finite(optimizer)
+        return known or has_finite_gradients(optimizer)
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
         """Does the same where nobody calls it, from a hook on the optimizer."""
@@ -177,10 +145,10 @@ class Failures:
 
     def end_batch(self) -> None:
         """Ends a micro-batch, after the scaler's update where the optimizer's turn has come."""
-        loss = self._known_loss()
+        loss = self._loss.value
         finite = loss is None or math.isfinite(loss)
         # Of a window the earlier micro-batches have no turn; a `training_step` may return None.
-        ran = not self._announced or (self._watch.announced and self._loss is not None)
+        ran = not self._announced or (self._watch.announced and self._loss.seen)
         if self._scaler is not None and ran and self._watch.skipped:
             self._occasions.skip()
             if not self._done:
@@ -189,7 +157,8 @@ class Failures:
             self._fail("loss", loss)
         elif self._watch.stepped:
             self._occasions.step()
-        self._batch = self._start = self._loss = None
+        self._batch = self._start = None
+        self._loss.forget()
         self._done = False
 
     def see(self, snapshot: Snapshot) -> None:
@@ -204,9 +173,9 @@ class Failures:
     def keep_capsule(self, why: str, error: BaseException | None = None) -> None:
         """Keeps a capsule of the micro-batch under way, unless one is kept or none is under way."""
         batch, start, step = self._batch, self._start, self._watch.step
-        if self._kept or batch is None or start is None or step is None:
+        if self.kept or batch is None or start is None or step is None:
             return
-        self._kept = True
+        self.kept = True
         try:
             notes = self._notes(batch, start)
             facts = self._facts(why, batch, notes, error)
@@ -279,7 +248,7 @@ class Failures:
     def _facts(
         self, why: str, batch: MicroBatch, notes: list[str], error: BaseException | None
     ) -> dict[str, Any]:
-        loss, scale = self._known_loss(), self._scale()
+        loss, scale = self._loss.value, self._scale()
         if batch.batch is None:
             notes = [*notes, "the batch is not known: LoopWatch.shadow(loss_of, batch=...) tells"]
         device = next((t.device.type for t in self._model.parameters()), "cpu")
@@ -314,14 +283,6 @@ class Failures:
     def _scale(self) -> float:
         return float(self._watch.loss_scale)
 
-    def _known_loss(self) -> float | None:
-        if isinstance(self._loss, Parcel):
-            if not self._loss.arrived():
-                return None
-            (loss,) = self._loss.tensors()
-            return float(loss)
-        return self._loss
-
 
 class _BeforeStep(Hook):
     """Called before an optimizer that nobody announces steps."""
@@ -332,20 +293,3 @@ class _BeforeStep(Hook):
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if not is_compiling():
             self._failures.check(optimizer)
-
-
-def _are_finite(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether all gradients that lie on the CPU are finite."""
-    gradients = [
-        gradient
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-        if (gradient := parameter.grad) is not None and _is_readable(gradient)
-    ]
-    return all_finite(gradients)
-
-
-def _is_readable(gradient: Tensor) -> bool:
-    """Whether it can be read without waiting for a device."""
-    plain = type(gradient) is Tensor and gradient.layout is torch.strided
-    return plain and gradient.device.type == "cpu" and gradient.is_floating_point()

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from numwatch.errors import NumwatchError
 from numwatch.shadow import ShadowStep, reason
-from numwatch.taps.blame import DATA, FORWARD, LOSS, Blame, Suspect, description, is_nonfinite
+from numwatch.taps.blame import DATA, FORWARD, LOSS, Blame, Suspect
+from numwatch.taps.contents import description, is_nonfinite
 from numwatch.taps.fp32 import copy_exactly, empty, forgotten
 from numwatch.taps.hooks import tensors_in
 from numwatch.taps.placement import of_many_ranks

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from numwatch.errors import NumwatchError
-from numwatch.failures import CAPSULE_GB, MicroBatch
 from numwatch.keeping import View
+from numwatch.micro_batch import MicroBatch
 from numwatch.record import RECORD_FOLDER
 from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 from numwatch.session import Session
-from numwatch.settings import Settings
+from numwatch.settings import CAPSULE_GB, Settings
 from numwatch.shadow import LossOf, ShadowStep
 from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.sampling import SAMPLES

@@ -1,8 +1,5 @@
 """One attempt at a run: what is watched goes to the record, and from there to a person."""
 
-import platform
-import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,20 +8,21 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from numwatch.failures import Failures, MicroBatch
+from numwatch.compiling import compile_for
+from numwatch.failures import Failures
 from numwatch.keeping import Keeping, View
+from numwatch.micro_batch import MicroBatch
+from numwatch.notices import Notices
 from numwatch.ranks import PATIENCE_SECONDS, Reducer
 from numwatch.settings import Settings
 from numwatch.shadow import ShadowStep, reason
 from numwatch.snapshot import SlotInfo
-from numwatch.stats import warm_up
-from numwatch.taps.casts import rounds_operands
+from numwatch.surroundings import device_name, precision_with_rounded, versions
 from numwatch.taps.flags import accumulation_flags
-from numwatch.taps.float8 import is_float8_linear
 from numwatch.taps.gate import Gate
 from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.scaler import Scaler
-from numwatch.watch import Watch, device_of
+from numwatch.watch import Watch
 
 HURRY_SECONDS = 2.0
 """How long a run that failed waits for other ranks' last numbers."""
@@ -66,18 +64,16 @@ class Session:
         self.directory = directory.absolute()  # the run may change its working directory
         self._gate = Gate(strict=settings.strict)
         self._gate.on_break = self._release
-        self._started = False
-        self._stop_on = settings.stop_on
-        self._tried = False
-        self._told_blind = False
-        self._told_unaudited = not settings.audit
-        self._told_alone = False
+        self._stop_on, self._audit = settings.stop_on, settings.audit
+        self._started = self._tried = False
         self._watch: Watch | None = None
         self._keeping: Keeping | None = None
         self._reducer: Reducer | None = None
         self._failures: Failures | None = None
         with self._gate.watching():
             self._reducer = Reducer() if of_many_ranks() else None
+            first = self._reducer is None or self._reducer.first
+            self._notices = Notices(self._event, console, first=first)
             self._watch = Watch(
                 model,
                 self._gate,
@@ -87,20 +83,19 @@ class Session:
                 settings.update_samples,
                 audit=settings.audit,
             )
-            if self._reducer is None or self._reducer.first:
+            if first:
                 self._keeping = Keeping(
                     self.directory,
                     console,
                     views,
                     strict=settings.strict,
-                    precision=_with_rounded(precision, model),
-                    device=_device_name(model, 1 if self._reducer is None else self._reducer.size),
+                    precision=precision_with_rounded(precision, model),
+                    device=device_name(model, 1 if self._reducer is None else self._reducer.size),
                     arguments=asdict(settings),
-                    versions=_versions(),
+                    versions=versions(),
                     flags=accumulation_flags(model),
                 )
-            # Compiling belongs to no step. It takes seconds once in an environment.
-            warm_up((torch.float32, torch.bfloat16, torch.float16), device_of(model))
+            compile_for(model, precision, settings, self._notices.compiling)
             self._watch.attach(optimizers, scaler)
             if self._keeping is not None and (settings.origin or settings.capsule_gb):
                 self._failures = Failures(
@@ -108,11 +103,10 @@ class Session:
                     self._watch,
                     self._keeping.recorder,
                     self._gate,
+                    settings,
                     precision=precision,
                     optimizers=optimizers,
                     scaler=scaler,
-                    origin=settings.origin,
-                    capsule_gb=settings.capsule_gb,
                     announced=announced,
                 )
 
@@ -152,9 +146,8 @@ class Session:
                     self._started = True
                     self._event("start", step, numwatch_seconds=self._gate.take_seconds())
                 self._watch.begin(step)
-                if not self._told_unaudited and self._watch.unaudited:
-                    self._told_unaudited = True
-                    self._event("audit", step, note=self._watch.unaudited)
+                if self._audit and self._watch.unaudited:
+                    self._notices.unaudited(step, self._watch.unaudited)
 
     def shadow(self, step: Callable[[], ShadowStep]) -> None:
         """Runs the coming micro-batch in FP32 first, where that is due."""
@@ -219,7 +212,8 @@ class Session:
                 self._keep()
                 if self._keeping:
                     self._keeping.end_step()
-            self._tell_blind()
+            if self._watch is not None and self._watch.blind:
+                self._notices.blind()
 
     def pause(self) -> None:
         """Takes the hooks off the modules for a validation, which is not the step's."""
@@ -275,54 +269,13 @@ class Session:
                 self._reducer.put(delivery, slots)
             wait = patience or PATIENCE_SECONDS if everything else 0.0
             snapshots, slots = self._reducer.take(wait)
-            self._tell_alone(self._reducer)
+            if self._notices.alone(self._reducer) and self._keeping is None:
+                self._release()  # nobody asks this rank any more
         if self._keeping is not None and self._watch is not None:
             self._keeping.keep(snapshots, slots, self._watch.bytes)
         if self._failures:
             for snapshot in snapshots:
                 self._failures.see(snapshot)
-
-    def _tell_alone(self, reducer: Reducer) -> None:
-        """Says once where the other ranks' numbers are missing from now on."""
-        why, step = reducer.alone, reducer.alone_since
-        if why is None or step is None or self._told_alone:
-            return
-        self._told_alone = True
-        self._event("alone", step, note=why)
-        if self._keeping is None:
-            self._release()  # nobody asks this rank any more
-            if reducer.unkept:
-                warnings.warn(
-                    "numwatch keeps nothing of this run: rank 0, which keeps the record of all, "
-                    "does not watch. Watch on every rank.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            return
-        warnings.warn(
-            f"numwatch records rank 0 alone from step {step} on: {why}. Every rank must watch, and "
-            "end the same steps and epochs.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-
-    def _tell_blind(self) -> None:
-        """Says once that compiled code calls no hooks."""
-        if self._told_blind or self._watch is None or not self._watch.blind:
-            return
-        self._told_blind = True
-        if "torch._dynamo" not in sys.modules:
-            return  # its modules are just not called, or not yet
-        self._event("unseen", 0, note="the model was compiled before")
-        if self._reducer is not None and not self._reducer.first:
-            return
-        warnings.warn(
-            "numwatch sees no activations: the model's graph was compiled before numwatch was put "
-            "on it, and compiled graphs call no later hooks. Watch it before its first forward in "
-            "training, or call torch.compiler.reset() before the watching starts.",
-            UserWarning,
-            stacklevel=2,
-        )
 
     def _release(self) -> None:
         """Lets go of the model and the record, whatever state either is in."""
@@ -337,23 +290,3 @@ class Session:
         if keeping is not None:
             with self._gate.watching():
                 keeping.recorder.close()
-
-
-def _with_rounded(precision: str, model: nn.Module) -> str:
-    """The precision, and whether operands are in float8 or emulated in what a plan says."""
-    kinds = {
-        "float8" if is_float8_linear(module) else "emulated"
-        for module in model.modules()
-        if rounds_operands(module)
-    }
-    return " + ".join([precision, *sorted(kinds)])
-
-
-def _device_name(model: nn.Module, ranks: int) -> str:
-    device = device_of(model)
-    kind = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    return f"{device}{kind}" + (f" on {ranks} ranks" if ranks > 1 else "")
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__}

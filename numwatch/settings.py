@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from numwatch.errors import NumwatchError
-from numwatch.failures import CAPSULE_GB
 from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS, Schedule
 from numwatch.taps.sampling import SAMPLES
 
+CAPSULE_GB = 2.0
+"""Size of a capsule at most, in 10^9 bytes, where nobody chooses."""
 STOPS = (None, "critical")
 """What `stop_on` may be."""
 

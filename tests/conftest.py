@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from numwatch import cli
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
@@ -26,6 +28,20 @@ class NoSync(torch.utils._python_dispatch.TorchDispatchMode):
 @pytest.fixture
 def no_sync() -> type[NoSync]:
     return NoSync
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs a command in this process; returns exit code, standard output and error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["numwatch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
 
 
 def hooks_of(model: nn.Module) -> int:

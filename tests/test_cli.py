@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import refused
 
 import numwatch.demo
-from numwatch import cli, open_run, tensor_stats
+from numwatch import open_run, tensor_stats
 from numwatch.errors import NumwatchError
 from numwatch.formats import format_rows
 from numwatch.record import Recorder
@@ -19,36 +20,12 @@ from numwatch.stats import pack_row
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command in this process; returns exit code, standard output and error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["numwatch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
-
-
-@pytest.fixture
 def run_dir(tmp_path):
     directory = tmp_path / "logs" / "numwatch"
     with Recorder.open(directory, precision="32-true", device="cpu", arguments={}) as recorder:
         for step in range(6):
             recorder.write(Snapshot(step, StepScalars(epoch=step // 3, loss=6.0 - step)))
     return directory
-
-
-def refused(result, *texts):
-    code, out, err = result
-    assert code == 2
-    assert out == ""
-    assert err.startswith("numwatch: ")
-    assert err.count("\n") == 1
-    for text in texts:
-        assert text in err
 
 
 def test_nowhere_is_one_line_and_exit_2(command):

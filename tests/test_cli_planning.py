@@ -1,13 +1,11 @@
 """The commands recommend, export, replay and prove."""
 
 import json
-import sys
 
 import pytest
-import torch
+from command_line import bf16_run, refused
 
 import numwatch
-from numwatch import cli
 from numwatch.plan import ModulePlan
 
 SCRIPT = """
@@ -45,40 +43,15 @@ def wrong():
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs the command in this process; returns exit code, standard output and error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["numwatch", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return run
+def command(command, monkeypatch):
+    """The command, in a terminal wide enough for a plan's lines."""
+    monkeypatch.setenv("COLUMNS", "160")
+    return command
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Embedding(16, 32),
-        torch.nn.Linear(32, 64),
-        torch.nn.ReLU(),
-        torch.nn.Linear(64, 32),
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with numwatch.watch(model, optimizer, dir=directory, summary=False, every_n_steps=2) as watch:
-        for _ in range(6):
-            optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(torch.arange(64) % 16).float().square().mean()
-            loss.backward()
-            optimizer.step()
-            watch.step(loss=loss)
-    return directory
+    return bf16_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -86,16 +59,6 @@ def script(tmp_path):
     path = tmp_path / "train.py"
     path.write_text(SCRIPT)
     return path
-
-
-def refused(result, *texts):
-    code, out, err = result
-    assert code == 2
-    assert out == ""
-    assert err.startswith("numwatch: ")
-    assert err.count("\n") == 1
-    for text in texts:
-        assert text in err
 
 
 def test_recommend_prints_a_plan_and_writes_it(command, run, tmp_path):

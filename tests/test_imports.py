@@ -5,10 +5,10 @@ import sys
 import types
 
 import pytest
-import torch
-from torch import nn
+from command_line import bf16_run
 
 import numwatch
+from numwatch import callbacks
 
 HEAVY = ("pytorch_lightning", "lightning", "tensorboard", "torchao", "numba", "triton")
 TO_MEASURE = ("torch", *HEAVY)
@@ -45,22 +45,24 @@ def test_importing_numwatch_imports_next_to_nothing():
     assert printed(code) == []
 
 
+def test_a_script_that_makes_a_trainer_waits_for_nothing_that_a_fit_needs():
+    """Beyond what Lightning imports itself, under both of its names."""
+    code = """
+import sys, torch, pytorch_lightning, lightning.pytorch
+before = set(sys.modules)
+from numwatch.callbacks import NumericsMonitor
+NumericsMonitor()
+new = {name.partition(".")[0] for name in sys.modules.keys() - before}
+print(*sorted(new), "numwatch.session" in sys.modules)
+"""
+    assert printed(code) == ["numwatch", "False"]
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """A folder with a run of a real training in it."""
     directory = tmp_path_factory.mktemp("recorded")
-    model = nn.Sequential(nn.Embedding(16, 32), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
-    optimizer = torch.optim.AdamW(model.parameters())
-    with numwatch.watch(
-        model, optimizer, dir=directory / "run", summary=False, every_n_steps=2
-    ) as watch:
-        for _ in range(6):
-            optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(torch.arange(64) % 16).float().square().mean()
-            loss.backward()
-            optimizer.step()
-            watch.step(loss=loss)
+    bf16_run(directory / "run")
     return directory
 
 
@@ -83,7 +85,7 @@ print("done")
 
 
 def test_every_public_name_is_there_and_listed():
-    for package in (numwatch, numwatch.formats, numwatch.stats, numwatch.recipes):
+    for package in (numwatch, callbacks, numwatch.formats, numwatch.stats, numwatch.recipes):
         for name in package.__all__:
             assert not isinstance(getattr(package, name), types.ModuleType), name
             assert name in dir(package)

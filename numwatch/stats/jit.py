@@ -6,8 +6,13 @@ from numba import njit
 
 
 def jit(function: Any, **options: Any) -> Any:
-    """Compiles for nopython mode, without the interpreter's lock, keeping the result on disk."""
-    options.update(nogil=True, error_model="numpy")
+    """Compiles for nopython mode, without the interpreter's lock, keeping the result on disk.
+
+    What is named with an underscore is called by other loops alone: it gets no way in from Python,
+    which would take a tenth of the compiling.
+    """
+    inner = function.__name__.startswith("_")
+    options.update(nogil=True, error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=inner)
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # No folder can be written to: compile in every process.

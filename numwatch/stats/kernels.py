@@ -11,7 +11,7 @@ import torch
 
 from numwatch.stats import on_gpu, reference
 from numwatch.stats.block_kernel import accumulate_blocks, count_blocks
-from numwatch.stats.compiled import WrongCountsError, is_news
+from numwatch.stats.compiled import WrongCountsError, is_news, told_of_compiling
 from numwatch.stats.dtypes import WATCHED_DTYPES, dtype_name, every_kind, is_watched_dtype
 from numwatch.stats.finite import all_finite
 from numwatch.stats.layout import unpack_row
@@ -22,7 +22,7 @@ from numwatch.stats.rows import new_block_rows, new_rows
 from numwatch.stats.updates import swallowing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from collections.abc import Set as AbstractSet
 
     from torch import Tensor
@@ -151,27 +151,47 @@ def accumulate_gated(x: Tensor, counts: Tensor, reals: Tensor, row: int, mode: T
 
 
 def warm_up(
-    dtypes: Sequence[torch.dtype] = WATCHED_DTYPES, device: torch.device | str = "cpu"
+    dtypes: Sequence[torch.dtype] = WATCHED_DTYPES,
+    device: torch.device | str = "cpu",
+    *,
+    blocks: Sequence[torch.dtype] | None = None,
+    updates: bool = True,
+    tell: Callable[[], None] | None = None,
 ) -> None:
-    """Compiles a device's kernels for these dtypes ahead of time, so that no step waits for it.
+    """Compiles a device's kernels ahead of time, so that no step waits for it.
 
     On a GPU they are held against the reference too, for which the host waits; block counts and
     gated passes compile when first asked for.
+
+    Args:
+        dtypes: Of the tensors that will be looked at; others compile when they come.
+        device: Where they will lie.
+        blocks: Dtypes whose blocks will be counted; all of `dtypes` by default.
+        updates: Whether updates and optimizer state will be looked at.
+        tell: Called once, before what no earlier process has compiled and kept.
     """
     device = torch.device(device)
     if device.type == "cuda":
-        on_gpu.warm_up(dtypes, device)
-    if device.type != "cpu":
-        return
+        on_gpu.warm_up(dtypes, device, tell)
+    elif device.type == "cpu":
+        with told_of_compiling(tell):
+            _warm_up_loops(dtypes, dtypes if blocks is None else blocks, updates=updates)
+
+
+def _warm_up_loops(
+    dtypes: Sequence[torch.dtype], blocks: Sequence[torch.dtype], *, updates: bool
+) -> None:
     counts, reals = new_rows(1)
     for dtype in dtypes:
         x = torch.zeros(1, dtype=dtype)
         accumulate(x, counts, reals)
         accumulate_amax(x, counts, reals)
-        accumulate_blocks(x, new_block_rows(1)[0])
+    for dtype in blocks:
+        accumulate_blocks(torch.zeros(1, dtype=dtype), new_block_rows(1)[0])
     none, one = torch.zeros(1, 1), torch.ones(1, dtype=torch.float64)
-    swallowing(pack([none], [1], 1), none, "bf16")
-    second_moment_figures(none, none, one, one)
+    if updates:
+        swallowing(pack([none], [1], 1), none, "bf16")
+        second_moment_figures(none, none, one, one)
     all_finite([none])
 
 

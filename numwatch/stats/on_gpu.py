@@ -1,5 +1,6 @@
 """Takes the GPU kernels where Triton works, else the reference, and says so once."""
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -19,6 +20,9 @@ _refused: set[torch.dtype] = set()
 
 FULL = 2
 """Of a gate; see `gpu.kernels`."""
+
+_LONG = 1.0
+"""Seconds for a kernel's first launch that Triton takes only where it compiles."""
 
 
 def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
@@ -103,17 +107,25 @@ def gated_by_masks(x: Tensor, counts: Tensor, reals: Tensor, row: int, mode: Ten
     merge_rows(into, into_reals, torch.zeros_like(into), shown)
 
 
-def warm_up(dtypes: Sequence[torch.dtype], device: torch.device) -> None:
+def warm_up(
+    dtypes: Sequence[torch.dtype], device: torch.device, tell: Callable[[], None] | None = None
+) -> None:
     """Compiles the kernels for these dtypes and holds them against the reference; waits for both.
 
-    A dtype whose kernels fail, or count wrongly, goes by the reference from then on.
+    A dtype whose kernels fail, or count wrongly, goes by the reference from then on. Triton says
+    nothing of what it has kept: `tell` is called where the first kernel was long in coming.
     """
+    _has_triton()  # which takes a while to import, too
     for dtype in dtypes:
         x = every_kind(dtype).to(device)
         (counts, expected), (reals, expected_reals) = (
             rows.split(2) for rows in new_rows(4, device)
         )
+        start = time.perf_counter()
         accumulate(x, counts, reals, 0)
+        if tell is not None and time.perf_counter() - start > _LONG:
+            tell()
+            tell = None
         accumulate_amax(x, counts, reals, 0)
         accumulate_group([x], [1], counts, reals, full=True)
         accumulate_group([x], [1], counts, reals, full=False)

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from numwatch.stats.dtypes import FLOAT8_DTYPES, dtype_name
+from numwatch.taps.contents import HIGH, LOW, NAN, content_of, description, is_float, memory_of
 from numwatch.taps.hooks import in_backward, tensors_in
 from numwatch.taps.places import Places
 
@@ -18,8 +17,6 @@ PHASES = (DATA, PARAMETER, FORWARD, LOSS, BACKWARD)
 
 MAX_INPUTS = 8
 """Of an operation's tensors so many are described at most."""
-
-_NAN, _HIGH, _LOW = 1, 2, 4
 
 # What people mask with: an inf they write is meant, a NaN never is.
 _FILLS = frozenset(
@@ -100,7 +97,7 @@ class Blame(TorchDispatchMode):
             key: (kind, name)
             for kind, named in ((PARAMETER, model.named_parameters()), ("", model.named_buffers()))
             for name, tensor in named
-            if (key := _key(tensor)) is not None
+            if (key := memory_of(tensor)) is not None
         }
 
     def __torch_dispatch__(
@@ -114,7 +111,7 @@ class Blame(TorchDispatchMode):
         if any(kind is not Tensor and kind is not nn.Parameter for kind in types):
             return NotImplemented  # a subclass takes itself apart first: its parts come here
         self._places.note()
-        inputs = [t for t in tensors_in((args, kwargs)) if _is_float(t)]
+        inputs = [t for t in tensors_in((args, kwargs)) if is_float(t)]
         written = _written(func, args, kwargs)
         ids = {id(tensor) for tensor in written}
         taken = [t.clone() if id(t) in ids else t for t in inputs]
@@ -122,19 +119,19 @@ class Blame(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if getattr(func, "is_view", False):
             return result
-        before = [(_key(t), old) for t, old in zip(inputs, taken, strict=True)]
+        before = [(memory_of(t), old) for t, old in zip(inputs, taken, strict=True)]
         for out in (*written, *(t for t in tensors_in(result) if id(t) not in ids)):
-            if _is_float(out):
+            if is_float(out):
                 self._look(out, name, str(func), before)
         return result
 
     def arrive(self, tensor: Tensor | None) -> None:
         """Takes a tensor that decides the step: the loss, or a gradient of a parameter."""
         with _disable_current_modes():
-            if tensor is None or not _is_float(tensor) or not _content(tensor):
+            if tensor is None or not is_float(tensor) or not content_of(tensor):
                 return
             self.arrived = True
-            self.reached |= self._taint(tensor, _content(tensor))
+            self.reached |= self._taint(tensor, content_of(tensor))
 
     def culprit(self) -> Suspect | None:
         """Returns the first of the suspects whose values arrived, who did not mean them.
@@ -158,18 +155,18 @@ class Blame(TorchDispatchMode):
         operation: str,
         before: Sequence[tuple[int | None, Tensor]],
     ) -> None:
-        key = _key(out)
+        key = memory_of(out)
         if key is None:
             return
         if name == "set_":  # it was filled where no operation is seen, as copies of batches are
             self._taints.pop(key, None)
             return
-        content = _content(out)
+        content = content_of(out)
         if name in _UNINITIALISED:
             self._taints[key] = _CLEAN
             self._unwritten.add(key)
             return
-        old = [(k, t, c) for k, t in before if k not in self._unwritten and (c := _content(t))]
+        old = [(k, t, c) for k, t in before if k not in self._unwritten and (c := content_of(t))]
         self._unwritten.discard(key)
         whole = out.numel() * out.itemsize >= out.untyped_storage().nbytes()
         kept = _CLEAN if whole else self._taints.get(key, _CLEAN)
@@ -201,16 +198,16 @@ class Blame(TorchDispatchMode):
                 module=place.module,
                 operation=operation,
                 source=place.source,
-                value="nan" if content & _NAN else "inf",
+                value="nan" if content & NAN else "inf",
                 inputs=tuple(description(tensor) for _, tensor in before[:MAX_INPUTS]),
-                meant=name in _FILLS and not content & _NAN,
+                meant=name in _FILLS and not content & NAN,
                 calls=self._places.calls,
             )
         )
         return len(self.suspects) - 1
 
     def _taint(self, tensor: Tensor, content: int, key: int | None = None) -> _Taint:
-        key = _key(tensor) if key is None else key
+        key = memory_of(tensor) if key is None else key
         if key is None:
             return _CLEAN
         if key not in self._taints:
@@ -226,69 +223,21 @@ class Blame(TorchDispatchMode):
                 module=name.rpartition(".")[0],
                 operation="",
                 source="",
-                value="nan" if content & _NAN else "inf",
+                value="nan" if content & NAN else "inf",
                 inputs=(description(tensor),),
                 tensor=name,
-                meant=content == _LOW and kind != PARAMETER,
+                meant=content == LOW and kind != PARAMETER,
                 calls=self._places.calls,
             )
         )
         return len(self.suspects) - 1
 
 
-def description(tensor: Tensor) -> dict[str, Any]:
-    """Returns a tensor's `shape`, `dtype`, `low` and `high`, `nonfinite`: see `Suspect.inputs`."""
-    values = _values(tensor)
-    finite = values[values.isfinite()].double()
-    low, high = map(float, finite.aminmax()) if finite.numel() else (None, None)
-    return {
-        "shape": list(tensor.shape),
-        "dtype": dtype_name(tensor.dtype),
-        "low": low,
-        "high": high,
-        "nonfinite": values.numel() - finite.numel(),
-    }
-
-
-def is_nonfinite(tensor: Tensor) -> bool:
-    """Whether a float tensor holds NaN or inf; of other tensors it is False. Waits for it."""
-    return _is_float(tensor) and bool(_content(tensor))
-
-
 def _is_new(content: int, came: int) -> bool:
     """Whether an operation made a kind of value that none of its inputs explains."""
-    if came & _NAN:
+    if came & NAN:
         return False
-    return bool(content & _NAN or (content & _HIGH and not came & _HIGH) or not came)
-
-
-def _content(tensor: Tensor) -> int:
-    """Returns which of NaN, inf and -inf a tensor holds."""
-    values = _values(tensor)
-    if values.isfinite().all():
-        return 0
-    nan, high, low = values.isnan().any(), (values == torch.inf).any(), (values == -torch.inf).any()
-    return _NAN * bool(nan) | _HIGH * bool(high) | _LOW * bool(low)
-
-
-def _values(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    return tensor.float() if tensor.dtype in FLOAT8_DTYPES else tensor
-
-
-def _is_float(tensor: Tensor) -> bool:
-    floating = tensor.is_floating_point() or tensor.is_complex()
-    there = tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_nested
-    return floating and there and tensor.numel() > 0
-
-
-def _key(tensor: Tensor) -> int | None:
-    """Returns the address of a tensor's memory, which its views share."""
-    if tensor.layout is not torch.strided or tensor.is_meta:
-        return None
-    return tensor.untyped_storage().data_ptr() or None
+    return bool(content & NAN or (content & HIGH and not came & HIGH) or not came)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -23,7 +23,8 @@ from numwatch.diagnose import Finding
 from numwatch.errors import NumwatchError
 from numwatch.record import RecordError
 from numwatch.record.capsule import Capsule, load_capsule
-from numwatch.reproduce import DIFFERS, SAME, _prepare, reproduce
+from numwatch.reproduce import DIFFERS, SAME, reproduce
+from numwatch.restore import restore
 
 SCRIPT = Path(__file__).parent / "make_planted.py"
 
@@ -207,5 +208,5 @@ def test_a_resumed_run_says_that_an_earlier_attempt_s_capsule_is_there(tmp_path)
 def test_names_that_end_in_a_wrapper_s_are_found_again(tmp_path):
     made = torch.nn.ModuleDict({"my_orig_mod": torch.nn.Linear(2, 2)})
     kept = {f"_orig_mod.{name}": torch.ones_like(t) for name, t in made.state_dict().items()}
-    _prepare(made, Capsule(tmp_path, {}, {"module": kept}), torch.device("cpu"))
+    restore(made, Capsule(tmp_path, {}, {"module": kept}), torch.device("cpu"))
     assert all((t == 1).all() for t in made.state_dict().values())

@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+from importlib.metadata import requires
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ import sys, lightning.pytorch  # torchmetrics imports what it finds of them
 for name in [name for name in sys.modules if name.startswith(("transformers", "accelerate"))]:
     del sys.modules[name]
 sys.modules.update(transformers=None, accelerate=None)
-import numwatch.callbacks
+from numwatch.callbacks import ApplyPlan, EmulatePrecision, Float8Training, NumericsMonitor
 try:
     import numwatch.callbacks.huggingface
 except ImportError as error:
@@ -68,7 +69,9 @@ def test_transformers_is_needed_by_its_own_callback_alone():
     program = [sys.executable, "-c", WITHOUT]
     done = subprocess.run(program, capture_output=True, text=True, check=True)
     needed = "numwatch.callbacks.huggingface needs transformers and accelerate"
-    assert done.stdout.strip() == f"{needed}; type: pip install 'numwatch[hf]'"
+    extra = [one.partition(";")[0] for one in requires("numwatch") if one.endswith('"hf"')]
+    words = " ".join(f"'{library}'" for library in sorted(extra, reverse=True))
+    assert done.stdout.strip() == f"{needed}; type: pip install {words}"
 
 
 class Rates(Watched):

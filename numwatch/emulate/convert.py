@@ -15,7 +15,7 @@ from numwatch.emulate.gemms import Rounding
 from numwatch.emulate.linear import EmulatedLinear
 from numwatch.emulate.state import Draws
 from numwatch.errors import NumwatchError, near
-from numwatch.plan.checks import check_modules
+from numwatch.plan.modules import check_modules
 from numwatch.plan.types import ModulePlan, Plan
 from numwatch.recipes.blockwise import NVFP4Scaling
 

@@ -1,6 +1,6 @@
 """What to train in: the plan as data, read and written, handed to the libraries that run it."""
 
-from numwatch.plan.checks import check_modules
+from numwatch.plan.modules import check_modules
 from numwatch.plan.types import (
     OPERAND_ROLES,
     TARGETS,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from numwatch.errors import NumwatchError, near
 from numwatch.formats import (
@@ -19,9 +18,6 @@ from numwatch.formats import (
 from numwatch.recipes.blockwise import BlockScaling, MXScaling, NVFP4Scaling
 from numwatch.recipes.spec import Recipe, recipe_text
 
-if TYPE_CHECKING:
-    from numwatch.plan.types import Plan
-
 _ELEMENTS = tuple(
     name
     for name, fmt in FORMATS.items()
@@ -33,8 +29,6 @@ _BLOCKS_OF: Mapping[type, tuple[str, ...]] = {
     MXScaling: tuple(name for name, fmt in BLOCK_FORMATS.items() if fmt.is_mx),
     NVFP4Scaling: tuple(name for name, fmt in BLOCK_FORMATS.items() if fmt.tensor_scale),
 }
-_SHOWN = 3
-"""Missing modules named one by one; the others are counted."""
 
 
 def formats_for(recipe: Recipe) -> tuple[str, ...]:
@@ -93,25 +87,3 @@ def check_word(what: str, word: object, allowed: Collection[str]) -> None:
     if word not in allowed:
         hint = near(word, allowed) if isinstance(word, str) else ""
         raise NumwatchError(f"{what} is one of {', '.join(allowed)}; got {word!r}{hint}")
-
-
-def check_modules(plan: Plan, names: Iterable[str]) -> None:
-    """Refuses a plan for another model.
-
-    Args:
-        plan: The plan.
-        names: What the model has: the names of its `named_modules()`.
-
-    Raises:
-        NumwatchError: The plan names modules that the model lacks; says which are near.
-    """
-    known = set(names)
-    missing = [module.module for module in plan.modules if module.module not in known]
-    if not missing:
-        return
-    shown = ", ".join(f"{name!r}{near(name, known)}" for name in missing[:_SHOWN])
-    more = len(missing) - _SHOWN
-    raise NumwatchError(
-        f"the plan names {len(missing)} of {len(plan.modules)} modules that the model lacks: "
-        f"{shown}{f', and {more} more' if more > 0 else ''}"
-    )

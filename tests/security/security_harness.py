@@ -1,6 +1,4 @@
-"""A small run that failed, and what memory this process has taken."""
-
-import resource
+"""A small run that failed."""
 
 import torch
 
@@ -27,8 +25,3 @@ def run_that_failed(directory):
             optimizer.step()
             watch.step(loss=loss)
     return directory
-
-
-def peak_mib():
-    """The most memory this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

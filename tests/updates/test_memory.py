@@ -1,10 +1,8 @@
 """What measuring updates takes of memory, on a model of a thousand parameters."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
+from peak_memory import MIB, peak_of
 from torch import nn
 
 from numwatch.schedule import Schedule
@@ -13,26 +11,7 @@ from numwatch.taps.gate import Gate
 from numwatch.taps.parameters import MAX_SAMPLES
 from numwatch.watch import Watch
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-MIB = 2**20
 
-
-def peak_of(work):
-    """Returns by how many bytes the process grew at most while `work` ran."""
-    try:
-        CLEAR.write_text("5")
-    except OSError:
-        pytest.skip("this system does not let a process reset its peak memory")
-    before = _status("VmRSS")
-    work()
-    return _status("VmHWM") - before
-
-
-def _status(name):
-    return 1024 * int(re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text())[1])
-
-
-@pytest.mark.skipif(not STATUS.exists(), reason="reads the peak memory from /proc")
 @pytest.mark.parametrize(
     ("dtype", "of_each_sample"), [(torch.float32, 12), (torch.bfloat16, 2 + 8 + 12)]
 )

@@ -31,6 +31,15 @@ def no_sync() -> type[NoSync]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread, so that figures and sums come out alike on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def command(monkeypatch, capsys):
     """Runs a command in this process; returns exit code, standard output and error."""
 

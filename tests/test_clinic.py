@@ -17,19 +17,11 @@ from numwatch.diagnose import diagnose  # noqa: E402
 FAILING = [case for case in clinic.CASES if not case.healthy]
 HEALTHY = [case for case in clinic.CASES if case.healthy]
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def named(cases):
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def causes(case, tmp_path):

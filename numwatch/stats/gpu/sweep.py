@@ -18,14 +18,20 @@ from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.gpu.binade_counts import WINDOW, add_to_row, count
 from numwatch.stats.gpu.jit import jit
 from numwatch.stats.gpu.reading import as_fp32, read
+from numwatch.stats.gpu.tiles import (
+    add_nonfinite,
+    as_float64,
+    in_threads,
+    largest,
+    outside,
+    smallest,
+    total,
+)
 
 RUN = 256
 """Tiles after which a run ends: fewer than would fill counters of 16 bits, 248 elements each."""
 
 _ZEROS = tl.constexpr(layout.ZEROS)
-_NANS = tl.constexpr(layout.NANS)
-_POSINFS = tl.constexpr(layout.POSINFS)
-_NEGINFS = tl.constexpr(layout.NEGINFS)
 _POW2S = tl.constexpr(layout.POW2S)
 _AMAX = tl.constexpr(layout.AMAX)
 _AMIN = tl.constexpr(layout.AMIN)
@@ -44,42 +50,6 @@ _BINADE64 = tl.constexpr(1023 + BINADE_MIN)
 _LAST = tl.constexpr(layout.BINADES - 1)
 _TAME = tl.constexpr(50)
 """Squares of amaxes between 2^-50 and 2^50 need no scale."""
-
-
-@jit
-def in_threads(values: tl.tensor) -> tl.tensor:
-    """Adds up what each thread holds of a tile: [LANES]."""
-    return tl.sum(tl.sum(values, axis=2), axis=1)
-
-
-@jit
-def total(of: tl.tensor) -> tl.tensor:
-    """How many of a tile's elements, int32."""
-    return tl.sum(in_threads(of.to(tl.int32)), axis=0)
-
-
-@jit
-def largest(magnitude: tl.tensor) -> tl.tensor:
-    """The largest of a tile."""
-    return tl.max(tl.max(tl.max(magnitude, axis=2), axis=1), axis=0)
-
-
-@jit
-def smallest(magnitude: tl.tensor) -> tl.tensor:
-    """The smallest of a tile."""
-    return tl.min(tl.min(tl.min(magnitude, axis=2), axis=1), axis=0)
-
-
-@jit
-def _nonfinite(bits: tl.tensor, INF: tl.constexpr, SIGN: tl.constexpr, row: tl.tensor) -> None:
-    """Adds a tile's non-finite elements to the row."""
-    magnitude = bits & SIGN
-    infinite = magnitude == INF
-    neginfs = total(infinite & (bits < 0))
-    posinfs = total(infinite) - neginfs
-    tl.atomic_add(row + _NANS, total(magnitude > INF).to(tl.int64), sem="relaxed")
-    tl.atomic_add(row + _POSINFS, posinfs.to(tl.int64), sem="relaxed")
-    tl.atomic_add(row + _NEGINFS, neginfs.to(tl.int64), sem="relaxed")
 
 
 @jit
@@ -122,23 +92,6 @@ def _count_below(
         add_to_row(a, b, c, d, e, f, g, h, low, total(inside == 0), row, True)
         below = below - inside
         rest = largest(below)
-
-
-@jit
-def outside(tile: tl.tensor, first: tl.tensor, last: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
-    """How many places of a tile hold no element, int64."""
-    start = tl.maximum(tile * TILE, first)
-    return TILE - (tl.minimum((tile + 1) * TILE, last) - start)
-
-
-@jit
-def _as_float64(pattern: tl.tensor, BYTES: tl.constexpr) -> tl.tensor:
-    """The FP64 pattern of a magnitude pattern, which is FP32 of dtypes up to four bytes."""
-    if BYTES == 8:
-        wide = pattern
-    else:
-        wide = pattern.to(tl.float32, bitcast=True).to(tl.float64).to(tl.int64, bitcast=True)
-    return wide
 
 
 @jit
@@ -205,7 +158,7 @@ def full(
         zeros -= outside(tile, first, last, TILE)
         top = largest(bits & SIGN)
         if top >= INF:
-            _nonfinite(bits, INF, SIGN, row)
+            add_nonfinite(bits, INF, SIGN, row)
             finite = (bits & SIGN) < INF
             zeros -= TILE - total(finite).to(tl.int64)
             bits = tl.where(finite, bits, 0)
@@ -292,8 +245,8 @@ def full(
     powers = tl.sum(pow2s, axis=0).to(tl.int64) + others
     tl.atomic_add(row + _POW2S, powers, sem="relaxed")
     patterns = reals.to(tl.pointer_type(tl.int64), bitcast=True)
-    tl.atomic_max(patterns + _AMAX, _as_float64(amax, BYTES), sem="relaxed")
-    tl.atomic_min(patterns + _AMIN, _as_float64(amin, BYTES), sem="relaxed")
+    tl.atomic_max(patterns + _AMAX, as_float64(amax, BYTES), sem="relaxed")
+    tl.atomic_min(patterns + _AMIN, as_float64(amin, BYTES), sem="relaxed")
     tl.atomic_add(reals + _SUM, tl.sum(sums, axis=0), sem="relaxed")
     tl.atomic_add(reals + _SUMSQ, tl.sum(squares, axis=0), sem="relaxed")
 
@@ -338,9 +291,9 @@ def amax_only(
             bits = as_fp32(raw, BYTES, MANTISSA, BIAS, LARGEST, HAS_INF, MINUS_ZERO_IS_NAN)
         top = largest(bits & SIGN)
         if top >= INF:
-            _nonfinite(bits, INF, SIGN, row)
+            add_nonfinite(bits, INF, SIGN, row)
             top = largest(tl.where((bits & SIGN) < INF, bits & SIGN, 0))
         amax = tl.maximum(amax, top)
         tile += parts
     patterns = reals.to(tl.pointer_type(tl.int64), bitcast=True)
-    tl.atomic_max(patterns + _AMAX, _as_float64(amax, BYTES), sem="relaxed")
+    tl.atomic_max(patterns + _AMAX, as_float64(amax, BYTES), sem="relaxed")

@@ -93,6 +93,15 @@ def test_the_kernels_pass_their_check(dtype):
 
 
 @pytest.mark.usefixtures("first_use")
+@pytest.mark.parametrize(("long", "expected"), [(0.0, ["told"]), (1e9, [])])
+def test_it_is_told_once_where_the_first_launch_was_long(monkeypatch, long, expected):
+    told = []
+    monkeypatch.setattr(on_gpu, "_LONG", long)
+    on_gpu.warm_up([torch.float16, torch.bfloat16], CPU, lambda: told.append("told"))
+    assert told == expected
+
+
+@pytest.mark.usefixtures("first_use")
 def test_a_kernel_that_counts_wrongly_is_not_used(monkeypatch):
     monkeypatch.setattr(launch, "accumulate_amax", reference.accumulate)
     with pytest.warns(RuntimeWarning, match="Triton does not work here .float32: its kernels cou"):

@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from numwatch.snapshot import GRADIENT_ROLES, Rows, Snapshot, StepScalars, role_of
+from numwatch.snapshot import GRADIENT_ROLES, Snapshot, StepScalars, role_of
 from numwatch.stats.layout import NANS, NEGINFS, POSINFS
+from numwatch.tensor_rows import Rows
 
 MAX_NAMES = 20
 """A line names so many slots or parameters at most, and counts the rest."""

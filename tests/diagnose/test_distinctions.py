@@ -20,7 +20,7 @@ from torch import nn
 
 import numwatch
 from numwatch.formats import round_to_format
-from numwatch.snapshot import Cast
+from numwatch.tensor_rows import Cast
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,11 @@ from numwatch.ranks.agreement import Agreement
 from numwatch.ranks.join import Share, join
 from numwatch.ranks.tensors import joined_rows, tensors_table
 from numwatch.ranks.updates import joined_updates, updates_table
-from numwatch.snapshot import REPLICATED, Rows, SlotInfo, Snapshot, StepScalars, Update
+from numwatch.snapshot import REPLICATED, SlotInfo, Snapshot, StepScalars
 from numwatch.stats import pack_row, tensor_stats
 from numwatch.stats.updates import FIGURES, swallowing, update_shares
+from numwatch.step_entries import Update
+from numwatch.tensor_rows import Rows
 
 
 def rows_of(tensors: dict[str, torch.Tensor], full: bool = True) -> Rows:

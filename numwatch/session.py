@@ -215,7 +215,10 @@ class Session:
         if self.watching and self._watch:
             with self._gate.watching():
                 self._tried = self._critical  # since before this step: its capsule was due
+                step = self._watch.step or 0
                 self._watch.end(epoch=epoch, batch=batch)
+                for what in self._watch.take_unseen():
+                    self._event("unseen", step, note=what)
                 self._keep()
                 if self._keeping:
                     self._keeping.end_step()
@@ -313,7 +316,7 @@ class Session:
         self._told_blind = True
         if "torch._dynamo" not in sys.modules:
             return  # its modules are just not called, or not yet
-        self._event("unseen", 0, note="the model was compiled before")
+        self._event("unseen", 0, note="activations: the model was compiled before it was watched")
         if self._reducer is not None and not self._reducer.first:
             return
         warnings.warn(

@@ -29,6 +29,7 @@ from numwatch.taps.scaler import Scaler, loss_scale
 from numwatch.taps.selection import Tap, select
 from numwatch.taps.tape import Tape, loss_scale_column
 from numwatch.taps.traced import anchor_on
+from numwatch.taps.unfrozen import await_gradients
 from numwatch.taps.updates import UpdateTaps
 
 
@@ -83,6 +84,7 @@ class Watch:
         self._at_rest: AtRest = {}
         self._carried_seconds = 0.0
         self._recorded = False
+        self._unseen: dict[str, bool] = {}
         self._known: tuple[tuple[SlotInfo, ...], ...] = ()
         self._slots: tuple[SlotInfo, ...] = ()
 
@@ -110,6 +112,12 @@ class Watch:
         A graph that was traced without hooks never calls any.
         """
         return self._recorded and not self._collector.called
+
+    def take_unseen(self) -> list[str]:
+        """Returns what, as has come to light, the record does not hold; each once."""
+        new = [what for what, told in self._unseen.items() if not told]
+        self._unseen.update(dict.fromkeys(new, True))
+        return new
 
     @property
     def loss_scale(self) -> Tensor | float:
@@ -181,6 +189,9 @@ class Watch:
             self._module_handles = attach_modules(
                 self._taps, self.gate, self._collector, self._device, self._at_rest
             )
+            self._module_handles += await_gradients(
+                self._taps, self.gate, lambda tap: self._attach_weights([tap]), self._at_rest
+            )
 
     def begin(self, step: int) -> None:
         """Opens a step, before its first forward."""
@@ -197,9 +208,7 @@ class Watch:
         self._counted_blocks = step if blocks else self._counted_blocks
         self._collector.operands.due = blocks
         if self.gate.mode:
-            self._handles += attach_weights(
-                self._taps, self.gate, self._collector, self._hooked_weights, self._at_rest
-            )
+            self._attach_weights(self._taps)
             self._collector.see_weights(list(_weights(self._taps, self._at_rest)))
         if self._audit_due and self.gate.mode is Mode.FULL:
             self._audit_due = False
@@ -237,7 +246,7 @@ class Watch:
         self._audit.stop()
         if self.step is None:
             return
-        lr = _learning_rate(self._optimizers)
+        lr = _learning_rate([*self._optimizers, *self._optimizer_taps.strays])
         if lr is not None:
             self._tape.put("lr", lr)
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
@@ -245,6 +254,9 @@ class Watch:
         taps.finish(self._scaler)
         self._tape.next()
         seen = None
+        if self.gate.mode is Mode.FULL:
+            for what in taps.unseen(self._scaler):
+                self._unseen.setdefault(what, False)
         if self.gate.mode:
             updates = self._updates.take() if self._updates else []
             self._end_comparison()
@@ -311,7 +323,18 @@ class Watch:
         self._culprits = Culprits(self._parameters, self._device)
         self._reduced = ReducedGradients(self._parameters)
         self._optimizer_taps = OptimizerTaps(
-            self._optimizers, self.gate, self._tape, self._culprits, self._updates, self._reduced
+            self._optimizers,
+            self.gate,
+            self._tape,
+            self._culprits,
+            self._updates,
+            self._reduced,
+            self._parameters.is_own,
+        )
+
+    def _attach_weights(self, taps: Sequence[Tap]) -> None:
+        self._handles += attach_weights(
+            taps, self.gate, self._collector, self._hooked_weights, self._at_rest
         )
 
     def _end_comparison(self) -> None:

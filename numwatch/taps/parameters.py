@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -99,6 +100,11 @@ class Parameters:
                     known = self._know(parameter)
                     if known.measured:
                         yield Updated(known, parameter, group)
+
+    def is_own(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter of the model."""
+        own = chain(self._model.parameters(), (shard for _, shard in named_shards(self._model)))
+        return any(tensor is one for one in own)
 
     def sample(self, tensor: Tensor) -> Tensor:
         """Returns the sample [n] of this rank's part of a parameter or a tensor of its shape."""

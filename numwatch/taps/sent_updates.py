@@ -45,14 +45,14 @@ class SentUpdates:
     """One optimizer's turn: its updates, its state, and the rows of both.
 
     Attributes:
-        optimizer: Position of the optimizer.
+        optimizer: Position of the optimizer; None of one that was not given.
         may_skip: Whether it was called with a flag that may have told it to do nothing.
         parcels: What has to arrive before anything here is read.
     """
 
     def __init__(
         self,
-        optimizer: int,
+        optimizer: int | None,
         may_skip: bool,
         judged: Sequence[Judged],
         states: Sequence[JudgedStates],

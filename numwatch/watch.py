@@ -26,7 +26,7 @@ from numwatch.taps.parameters import Parameters
 from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
-from numwatch.taps.selection import Tap, select
+from numwatch.taps.selection import Tap, inner_products, select
 from numwatch.taps.tape import Tape, loss_scale_column
 from numwatch.taps.traced import anchor_on
 from numwatch.taps.unfrozen import await_gradients
@@ -84,7 +84,8 @@ class Watch:
         self._at_rest: AtRest = {}
         self._carried_seconds = 0.0
         self._recorded = False
-        self._unseen: dict[str, bool] = {}
+        inner = inner_products(self._taps)
+        self._unseen = {inner: False} if inner else {}
         self._known: tuple[tuple[SlotInfo, ...], ...] = ()
         self._slots: tuple[SlotInfo, ...] = ()
 

@@ -9,7 +9,7 @@ import numpy as np
 from numwatch.ranks.agreement import Agreement
 from numwatch.ranks.blocks import blocks_table, joined_blocks, no_blocks
 from numwatch.ranks.group import Group, Parted
-from numwatch.ranks.steps import joined_scalars, steps_table
+from numwatch.ranks.steps import joined_scalars, steps_table, with_norm_elsewhere
 from numwatch.ranks.table import Array, Table
 from numwatch.ranks.tensors import joined_rows, tensors_table
 from numwatch.ranks.updates import joined_states, joined_updates, states_table, updates_table
@@ -65,7 +65,8 @@ def join(
     if any(snapshot.scalars.skipped for snapshot in snapshots):  # on all ranks or none
         snapshots = _with_blamed(snapshots, group)
     if last.rows is not None:
-        snapshots[-1] = _with_rows(snapshots[-1], reduced, agreement, group.size, last.rows.full)
+        whole = _with_rows(snapshots[-1], reduced, agreement, group.size, last.rows.full)
+        snapshots[-1] = with_norm_elsewhere(whole, agreement.elsewhere)
     return snapshots, agreement.slots
 
 

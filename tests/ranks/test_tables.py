@@ -1,6 +1,8 @@
 """What is added up over ranks is what one process would have measured of all of it."""
 
+import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,6 +160,35 @@ def test_what_all_ranks_hold_whole_counts_once_and_what_one_has_alone_is_there()
         assert numel == {"a:weight": 6, "a:input": 6, "b1:weight": 3, "b2:weight": 3}
         assert {slot.slot for slot in slots} == numel.keys()
         assert snapshot.scalars.loss == 1.0
+
+
+@pytest.mark.parametrize(
+    ("full", "values", "expected"),
+    [
+        (True, [3.0, 4.0], math.sqrt(9 + (9 + 16) / 4**2)),
+        (True, [3.0, math.inf], math.inf),
+        (True, [math.nan, math.inf], math.nan),
+        (False, [3.0, 4.0], None),  # whose rows hold no sums
+    ],
+)
+def test_the_gradient_norm_is_that_of_all_stages_of_a_pipeline(full, values, expected):
+    def share(rank: int) -> Share:
+        tensors = {f"stage{rank}.w:grad_reduced": torch.tensor(values if rank else [12.0])}
+        tensors["shared.w:grad_reduced"] = torch.ones(2)  # is in the first stage's already
+        slots = [
+            SlotInfo(
+                slot, slot[:-13], "grad_reduced", "SGD", (1,), "float32", "fp32", 0, REPLICATED
+            )
+            for slot in tensors
+        ]
+        rows = replace(rows_of(tensors, full), loss_scales=np.full(2, 4.0))
+        scalars = StepScalars(grad_norm=None if rank else 3.0)
+        return Share([Snapshot(0, StepScalars()), Snapshot(1, scalars, rows)], slots)
+
+    for (before, snapshot), _ in joined_by_all([share(rank) for rank in range(2)]):
+        assert before.scalars.grad_norm is None
+        norm = snapshot.scalars.grad_norm
+        assert norm is None if expected is None else norm == pytest.approx(expected, nan_ok=True)
 
 
 def test_ranks_that_scale_or_skip_differently_are_told():

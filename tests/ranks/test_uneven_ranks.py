@@ -1,6 +1,7 @@
 """Ranks that skip modules, stop, count otherwise or break: nobody hangs, the record is right."""
 
 import json
+import math
 
 import pytest
 from launch import run_ranks
@@ -51,6 +52,8 @@ def test_the_stages_of_a_pipeline_are_all_in_the_record(uneven):
         assert rows[f"stage{stage}:input"]["numel"] == 8
         assert run.slots[f"stage{stage}:input"].dtype == "float32"
         assert rows[f"stage{stage}.weight:update"]["numel"] == 16
+    # Of 16 weights and 4 biases in each stage the gradient is 2.
+    assert run.steps()["grad_norm"].to_pylist() == [pytest.approx(math.sqrt(2 * 20 * 4))]
 
 
 def test_the_first_rank_that_overflowed_is_kept(uneven):

@@ -72,6 +72,7 @@ class Session:
         self._told_blind = False
         self._told_unaudited = not settings.audit
         self._told_alone = False
+        self._told_apart = False
         self._watch: Watch | None = None
         self._keeping: Keeping | None = None
         self._reducer: Reducer | None = None
@@ -278,6 +279,9 @@ class Session:
                 self._reducer.put(delivery, slots)
             wait = patience or PATIENCE_SECONDS if everything else 0.0
             snapshots, slots = self._reducer.take(wait)
+            if self._reducer.unseen is not None and snapshots and not self._told_apart:
+                self._told_apart = True
+                self._event("unseen", snapshots[-1].step, note=self._reducer.unseen)
             self._tell_alone(self._reducer)
         if self._keeping is not None and self._watch is not None:
             self._keeping.keep(snapshots, slots, self._watch.bytes)

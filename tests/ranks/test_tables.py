@@ -51,12 +51,13 @@ class LocalGroup:
         return self._gather(blob)
 
 
-def joined_by_all(shares: list[Share]):
+def joined_by_all(shares: list[Share], agreements: list[Agreement] | None = None):
+    agreements = agreements or [Agreement() for _ in shares]
     shared = {"given": [None] * len(shares), "barrier": threading.Barrier(len(shares))}
     results = [None] * len(shares)
 
     def run(rank):
-        results[rank] = join(shares[rank], Agreement(), LocalGroup(rank, shared))
+        results[rank] = join(shares[rank], agreements[rank], LocalGroup(rank, shared))
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(shares))]
     for thread in threads:
@@ -160,6 +161,31 @@ def test_what_all_ranks_hold_whole_counts_once_and_what_one_has_alone_is_there()
         assert numel == {"a:weight": 6, "a:input": 6, "b1:weight": 3, "b2:weight": 3}
         assert {slot.slot for slot in slots} == numel.keys()
         assert snapshot.scalars.loss == 1.0
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_weights_of_one_name_that_differ_between_ranks_are_told_apart(full):
+    def share(rank: int) -> Share:
+        tensors = {
+            "same:weight": torch.ones(3),
+            "experts:weight": torch.tensor([1.0, 2.0 + rank]),
+            f"stage{rank}:weight": torch.full((2,), float(rank)),
+            "experts:input": torch.full((2,), float(rank)),
+        }
+        if full:  # of the same amax
+            tensors["scattered:weight"] = torch.tensor([8.0, 1.0 + rank])
+        slots = [
+            SlotInfo(slot, slot, slot[-6:], "Linear", (1,), "float32", "fp32", 0, REPLICATED)
+            for slot in tensors
+            if slot.endswith("weight")
+        ]
+        slots.append(SlotInfo("experts:input", "experts", "input", "E", (2,), "float32", "fp32", 0))
+        return Share([Snapshot(0, StepScalars(), rows_of(tensors, full))], slots)
+
+    agreements = [Agreement() for _ in range(3)]
+    joined_by_all([share(rank) for rank in range(3)], agreements)
+    expected = ["experts:weight", "scattered:weight"] if full else ["experts:weight"]
+    assert [agreement.apart for agreement in agreements] == [expected] * 3
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,13 @@ from numwatch.taps.fsdp import AtRest, weight_at_rest
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook, hook_gradient, in_backward, tensors_in
 from numwatch.taps.own import own_of
-from numwatch.taps.placement import is_others_output, is_sharded, weight_in_place
+from numwatch.taps.placement import (
+    alias_of,
+    is_dtensor,
+    is_others_output,
+    is_sharded,
+    weight_in_place,
+)
 from numwatch.taps.selection import PARAMETER_ROLES, Tap
 from numwatch.taps.tracing import TracedModule
 
@@ -138,14 +144,17 @@ class _AliasInput(Hook):
 
     def _alias_first(self, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x = args[0]
-        if type(x) is not Tensor or not x.requires_grad or not torch.is_grad_enabled():
+        if type(x) is not Tensor and not is_dtensor(x):
+            return None
+        if not x.requires_grad or not torch.is_grad_enabled():
             return None
         changed = None
         with self._gate.watching():
-            alias = x[...]  # aten.alias, by the shortest way; `view_as` may change strides
-            hook_gradient(alias, self._gradient)
-            changed = (alias, *args[1:])
-        return changed  # noqa: RET504  # an error inside `watching` leaves it None
+            alias = alias_of(x)
+            if alias is not None:
+                hook_gradient(alias, self._gradient)
+                changed = (alias, *args[1:])
+        return changed  # an error inside `watching` leaves it None
 
 
 class _Forward(Hook):

@@ -76,6 +76,11 @@ class OptimizerTaps:
             return self.strays.has(optimizer)
         return False  # after an error of ours
 
+    def see_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes note of a step of an optimizer that may be such a one."""
+        if not self.strays.stepped:
+            self.strays.stepped = self.is_stray(optimizer)
+
     @property
     def turns(self) -> int:
         """How many turns were announced since `reset`."""

@@ -27,6 +27,9 @@ class Follower(Protocol):
     def is_stray(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer is to be followed although it was not given."""
 
+    def see_step(self, optimizer: Optimizer) -> None:
+        """Is called after a step of an optimizer that may be one, where nothing is recorded."""
+
     def before_step(self, optimizer: Optimizer, *, has_closure: bool = False) -> None:
         """Is called before a step; with a closure its backward is yet to come."""
 
@@ -57,7 +60,9 @@ class _StepHook(Hook):
 
     def _follower_of(self, optimizer: Optimizer) -> Follower | None:
         follower = None if is_compiling() else self._follower()
-        return None if follower and self._strays and not follower.is_stray(optimizer) else follower
+        if follower is None or not self._strays:
+            return follower
+        return follower if follower.gate.mode and follower.is_stray(optimizer) else None
 
 
 class _BeforeStep(_StepHook):
@@ -75,3 +80,7 @@ class _AfterStep(_StepHook):
         if follower is not None:
             with follower.gate.watching(), follower.gate.hooks_stay():
                 follower.after_step(optimizer)
+        elif self._strays and not is_compiling():
+            idle = self._follower()
+            if idle is not None and not idle.gate.mode:
+                idle.see_step(optimizer)

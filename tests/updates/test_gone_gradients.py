@@ -12,6 +12,9 @@ from update_runs import Holder, update_of, updates_watch, watched_steps
 import numwatch
 from numwatch.report.summary import summarize
 from numwatch.report.terminal import summary_lines
+from numwatch.schedule import Schedule
+from numwatch.taps.gate import Gate
+from numwatch.watch import Watch
 
 
 def unhooked(cls):
@@ -183,6 +186,22 @@ def test_optimizers_within_backward_are_found(tmp_path, given):
     assert unseen(run) == []
     assert not torch_optimizer._global_optimizer_pre_hooks
     assert not torch_optimizer._global_optimizer_post_hooks
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_that_weights_have_moved_is_known_on_every_step(every):
+    model = net()
+    watch = Watch(model, Gate(strict=True), Schedule(every, 0))
+    watch.attach()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(3):
+        watch.begin(step)
+        backward(model, torch.ones(2, 8))
+        assert not watch.stepped
+        optimizer.step()
+        assert watch.stepped
+        watch.end()
+    watch.detach()
 
 
 def test_an_optimizer_inside_another_is_no_further_one(tmp_path):

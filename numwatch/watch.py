@@ -2,7 +2,7 @@
 
 import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 import torch
@@ -247,7 +247,7 @@ class Watch:
         self._audit.stop()
         if self.step is None:
             return
-        lr = _learning_rate([*self._optimizers, *self._optimizer_taps.strays])
+        lr = _learning_rate(chain(self._optimizers, self._optimizer_taps.strays))
         if lr is not None:
             self._tape.put("lr", lr)
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
@@ -330,7 +330,7 @@ class Watch:
             self._culprits,
             self._updates,
             self._reduced,
-            self._parameters.is_own,
+            self._parameters.own_any,
         )
 
     def _attach_weights(self, taps: Sequence[Tap]) -> None:
@@ -364,9 +364,10 @@ def _remove(handles: list[RemovableHandle] | list[Removable]) -> None:
     handles.clear()
 
 
-def _learning_rate(optimizers: Sequence[torch.optim.Optimizer]) -> Tensor | float | None:
+def _learning_rate(optimizers: Iterable[torch.optim.Optimizer]) -> Tensor | float | None:
     """Returns the first optimizer's; some have none, or choose it themselves."""
-    groups = optimizers[0].param_groups if optimizers else []
+    first = next(iter(optimizers), None)
+    groups = [] if first is None else first.param_groups
     lr = groups[0].get("lr") if groups else None
     return lr if isinstance(lr, (Tensor, float, int)) else None
 

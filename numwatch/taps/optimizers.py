@@ -42,10 +42,10 @@ class OptimizerTaps:
         culprits: Culprits,
         updates: UpdateTaps | None,
         reduced: ReducedGradients,
-        is_own: Callable[[Tensor], bool],
+        own_any: Callable[[Sequence[Tensor]], bool],
     ) -> None:
         self._optimizers = list(optimizers)
-        self.strays = Strays(self._optimizers, is_own)
+        self.strays = Strays(self._optimizers, own_any)
         self.gate, self._tape, self._updates = gate, tape, updates
         self._culprits, self._reduced = culprits, reduced
         self._norms: dict[int, Tensor | None] = {}
@@ -72,9 +72,11 @@ class OptimizerTaps:
 
     def is_stray(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer was not given and steps the model's parameters all the same."""
-        with self.gate.watching():
-            return self.strays.has(optimizer)
-        return False  # after an error of ours
+        known = self.strays.known(optimizer)
+        if known is None:
+            with self.gate.watching():  # once: other threads train other models
+                known = self.strays.has(optimizer)
+        return bool(known)
 
     def see_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Takes note of a step of an optimizer that may be such a one."""
@@ -129,7 +131,7 @@ class OptimizerTaps:
         """
         if scaler is None:
             return False
-        if not self.turns and not any(self.stepped):
+        if not self.turns and not any(self.stepped) and not self.strays.stepped:
             return True
         if any(self._flagged(i) for i in range(len(self._optimizers))):
             return True

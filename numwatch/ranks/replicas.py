@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from numwatch.ranks.table import NOTHING, Table
-from numwatch.snapshot import REPLICATED, Rows, SlotInfo
+from numwatch.snapshot import REPLICATED, SlotInfo
 from numwatch.stats.layout import AMAX, AMAX_COUNTS, COUNTS
+from numwatch.tensor_rows import Rows
 
 _AMAX, _MINUS_AMAX, _MOMENT, _MINUS_MOMENT = range(4)
 _WEIGHT = ":weight"

@@ -56,6 +56,11 @@ class Notices:
         if self._is_new("unaudited"):
             self._event("audit", step, note=why)
 
+    def apart(self, step: int, what: str) -> None:
+        """The joined steps do not hold something of other ranks."""
+        if self._is_new("apart"):
+            self._event("unseen", step, note=what)
+
     def alone(self, reducer: Reducer) -> bool:
         """Other ranks' numbers are missing from a step on: returns whether they are."""
         why, step = reducer.alone, reducer.alone_since
@@ -72,7 +77,9 @@ class Notices:
     def blind(self) -> None:
         """Compiled code calls no hooks; without any the modules are just not called, or not yet."""
         if self._is_new("blind") and "torch._dynamo" in sys.modules:
-            self._event("unseen", 0, note="the model was compiled before")
+            self._event(
+                "unseen", 0, note="activations: the model was compiled before it was watched"
+            )
             if self._first:
                 _warn(_BLIND, UserWarning)
 

@@ -208,7 +208,10 @@ class Session:
         if self.watching and self._watch:
             with self._gate.watching():
                 self._tried = self._critical  # since before this step: its capsule was due
+                step = self._watch.step or 0
                 self._watch.end(epoch=epoch, batch=batch)
+                for what in self._watch.take_unseen():
+                    self._event("unseen", step, note=what)
                 self._keep()
                 if self._keeping:
                     self._keeping.end_step()
@@ -269,6 +272,8 @@ class Session:
                 self._reducer.put(delivery, slots)
             wait = patience or PATIENCE_SECONDS if everything else 0.0
             snapshots, slots = self._reducer.take(wait)
+            if self._reducer.unseen is not None and snapshots:
+                self._notices.apart(snapshots[-1].step, self._reducer.unseen)
             if self._notices.alone(self._reducer) and self._keeping is None:
                 self._release()  # nobody asks this rank any more
         if self._keeping is not None and self._watch is not None:

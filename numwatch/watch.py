@@ -2,7 +2,7 @@
 
 import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 import torch
@@ -26,9 +26,10 @@ from numwatch.taps.parameters import Parameters
 from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
-from numwatch.taps.selection import Tap, select
+from numwatch.taps.selection import Tap, inner_products, select
 from numwatch.taps.tape import Tape, loss_scale_column
 from numwatch.taps.traced import anchor_on
+from numwatch.taps.unfrozen import await_gradients
 from numwatch.taps.updates import UpdateTaps
 
 
@@ -83,6 +84,8 @@ class Watch:
         self._at_rest: AtRest = {}
         self._carried_seconds = 0.0
         self._recorded = False
+        inner = inner_products(self._taps)
+        self._unseen = {inner: False} if inner else {}
         self._known: tuple[tuple[SlotInfo, ...], ...] = ()
         self._slots: tuple[SlotInfo, ...] = ()
 
@@ -110,6 +113,12 @@ class Watch:
         A graph that was traced without hooks never calls any.
         """
         return self._recorded and not self._collector.called
+
+    def take_unseen(self) -> list[str]:
+        """Returns what, as has come to light, the record does not hold; each once."""
+        new = [what for what, told in self._unseen.items() if not told]
+        self._unseen.update(dict.fromkeys(new, True))
+        return new
 
     @property
     def loss_scale(self) -> Tensor | float:
@@ -181,6 +190,9 @@ class Watch:
             self._module_handles = attach_modules(
                 self._taps, self.gate, self._collector, self._device, self._at_rest
             )
+            self._module_handles += await_gradients(
+                self._taps, self.gate, lambda tap: self._attach_weights([tap]), self._at_rest
+            )
 
     def begin(self, step: int) -> None:
         """Opens a step, before its first forward."""
@@ -197,9 +209,7 @@ class Watch:
         self._counted_blocks = step if blocks else self._counted_blocks
         self._collector.operands.due = blocks
         if self.gate.mode:
-            self._handles += attach_weights(
-                self._taps, self.gate, self._collector, self._hooked_weights, self._at_rest
-            )
+            self._attach_weights(self._taps)
             self._collector.see_weights(list(_weights(self._taps, self._at_rest)))
         if self._audit_due and self.gate.mode is Mode.FULL:
             self._audit_due = False
@@ -237,7 +247,7 @@ class Watch:
         self._audit.stop()
         if self.step is None:
             return
-        lr = _learning_rate(self._optimizers)
+        lr = _learning_rate(chain(self._optimizers, self._optimizer_taps.strays))
         if lr is not None:
             self._tape.put("lr", lr)
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
@@ -245,6 +255,9 @@ class Watch:
         taps.finish(self._scaler)
         self._tape.next()
         seen = None
+        if self.gate.mode is Mode.FULL:
+            for what in taps.unseen(self._scaler):
+                self._unseen.setdefault(what, False)
         if self.gate.mode:
             updates = self._updates.take() if self._updates else []
             self._end_comparison()
@@ -311,7 +324,18 @@ class Watch:
         self._culprits = Culprits(self._parameters, self._device)
         self._reduced = ReducedGradients(self._parameters)
         self._optimizer_taps = OptimizerTaps(
-            self._optimizers, self.gate, self._tape, self._culprits, self._updates, self._reduced
+            self._optimizers,
+            self.gate,
+            self._tape,
+            self._culprits,
+            self._updates,
+            self._reduced,
+            self._parameters.own_any,
+        )
+
+    def _attach_weights(self, taps: Sequence[Tap]) -> None:
+        self._handles += attach_weights(
+            taps, self.gate, self._collector, self._hooked_weights, self._at_rest
         )
 
     def _end_comparison(self) -> None:
@@ -340,9 +364,10 @@ def _remove(handles: list[RemovableHandle] | list[Removable]) -> None:
     handles.clear()
 
 
-def _learning_rate(optimizers: Sequence[torch.optim.Optimizer]) -> Tensor | float | None:
+def _learning_rate(optimizers: Iterable[torch.optim.Optimizer]) -> Tensor | float | None:
     """Returns the first optimizer's; some have none, or choose it themselves."""
-    groups = optimizers[0].param_groups if optimizers else []
+    first = next(iter(optimizers), None)
+    groups = [] if first is None else first.param_groups
     lr = groups[0].get("lr") if groups else None
     return lr if isinstance(lr, (Tensor, float, int)) else None
 

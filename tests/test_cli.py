@@ -15,8 +15,10 @@ from numwatch.errors import NumwatchError
 from numwatch.formats import format_rows
 from numwatch.record import Recorder
 from numwatch.report import summarize
-from numwatch.snapshot import OptimizerState, Rows, Shadow, Snapshot, StepScalars, Update
+from numwatch.snapshot import Snapshot, StepScalars
 from numwatch.stats import pack_row
+from numwatch.step_entries import OptimizerState, Shadow, Update
+from numwatch.tensor_rows import Rows
 
 
 @pytest.fixture

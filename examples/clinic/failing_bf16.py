@@ -58,7 +58,7 @@ FAILING_BF16 = (
     Case(
         "bf16-true-decay",
         "β2=.999 in BF16",
-        ("low-precision-state",),
+        ("state-never-decays",),
         "bf16-true",
         100,
         _stuck_moment,

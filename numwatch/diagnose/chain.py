@@ -31,7 +31,8 @@ PHASE_OF = {
     ),
     **dict.fromkeys(
         (
-            *("eps-zero", "low-precision-state", "eps-above-sqrt-v", "rms-spike"),
+            *("eps-zero", "state-never-decays", "low-precision-state", "eps-above-sqrt-v"),
+            "rms-spike",
             *("lost-updates", "learning-rate-below-resolution"),
         ),
         "optimizer",
@@ -103,6 +104,8 @@ LEADS_TO: dict[str, frozenset[str]] = {
     "block-gain-collapse": frozenset(_SPIKES),
     "eps-zero": frozenset((*_NOT_FINITE, *_SPIKES, *_GROWING, *_COLLAPSES))
     | {"low-precision-state", "exploding-gradients", "dead-layer", "fp8-saturation"},
+    # A second moment that only grows makes steps smaller: nothing overflows for it.
+    "state-never-decays": frozenset(_STUCK),
     "low-precision-state": frozenset((*_NOT_FINITE, *_SPIKES, *_GROWING, *_STUCK)),
     "eps-above-sqrt-v": frozenset(_STUCK),
     "lost-updates": frozenset(("learning-rate-below-resolution",)),

@@ -7,7 +7,7 @@ import numpy as np
 
 from numwatch.diagnose.chain import chain
 from numwatch.diagnose.evidence import Evidence
-from numwatch.diagnose.finding import Finding
+from numwatch.diagnose.finding import SEVERITIES, Finding
 from numwatch.diagnose.rules import RULES, Rule
 from numwatch.diagnose.rules.ended import exception_of
 from numwatch.record import Run, open_run
@@ -28,7 +28,8 @@ def diagnose(
         first: First step that is looked at, that of a resumed attempt say; None for all.
 
     Returns:
-        The findings, the first cause first, infos last; empty where nothing is wrong. A rule that
+        The findings: first causes of what is critical, then of warnings, then infos, each in the
+        order of the run; empty where nothing is wrong. A rule that
         can't make sense of the record costs only itself and is told as an info, as is a record
         without steps.
 
@@ -38,8 +39,15 @@ def diagnose(
     evidence = Evidence(run if isinstance(run, Run) else open_run(run), progress, first)
     if not len(evidence.steps):
         return [_without_steps(evidence)]
-    # What is merely worth knowing comes last, however early it held.
-    return sorted(chain(apply(RULES, evidence)), key=lambda finding: finding.severity == "info")
+    # What killed the run comes first, what is merely worth knowing last, however early it held.
+    return sorted(chain(apply(RULES, evidence)), key=_worst)
+
+
+def _worst(finding: Finding) -> int:
+    """The severity, from the worst, of a finding and all that follows from it."""
+    return min(
+        SEVERITIES.index(finding.severity), *map(_worst, finding.consequences), len(SEVERITIES)
+    )
 
 
 def apply(rules: Sequence[Rule], evidence: Evidence) -> list[Finding]:

@@ -9,7 +9,10 @@ from typing import Any
 
 from numwatch.ranks.group import Group
 from numwatch.ranks.table import Table
-from numwatch.snapshot import REPLICATED, SlotInfo
+from numwatch.snapshot import REDUCED_ROLE, REPLICATED, SlotInfo, role_of
+
+REPLICAS = "replicas"
+"""The table in which every rank speaks of what it holds, be it the same or not."""
 
 
 class Agreement:
@@ -21,6 +24,8 @@ class Agreement:
 
     Attributes:
         infos: What is known of each slot, on this rank or, where it is not there, on another.
+        apart: Weights of one name that were found to differ between ranks.
+        elsewhere: Gradients of whole parameters that rank 0 has not: a pipeline's later stages.
     """
 
     def __init__(self) -> None:
@@ -28,6 +33,8 @@ class Agreement:
         self._agreed: dict[str, list[str]] = {}
         self._places: dict[str, dict[str, int]] = {}
         self.infos: dict[str, SlotInfo] = {}
+        self.apart: list[str] = []
+        self.elsewhere: frozenset[str] = frozenset()
         self._told: Sequence[SlotInfo] = ()
         self._slots: tuple[SlotInfo, ...] = ()
         self.changed = False
@@ -50,7 +57,7 @@ class Agreement:
             for key in table.keys:
                 if key not in own:
                     info = self.infos.get(key) or self.infos.get(key.rpartition(" ")[0])
-                    own[key] = None if info is None else _part_of(info)
+                    own[key] = None if info is None or name == REPLICAS else _part_of(info)
                     self.changed = True
 
     def keys(self, name: str) -> list[str]:
@@ -90,6 +97,11 @@ class Agreement:
                 for key, part in tables.get(name, {}).items():
                     first.setdefault((key, part), teller)
             agreed = self._agreed[name] = list(dict.fromkeys(key for key, _ in first))
+            if name == "tensors":
+                whole = {key: teller for (key, part), teller in first.items() if part == REPLICATED}
+                self.elsewhere = frozenset(
+                    key for key, teller in whole.items() if teller and role_of(key) == REDUCED_ROLE
+                )
             own = self._own.get(name, {})
             self._places[name] = {
                 key: place

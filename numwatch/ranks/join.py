@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from numwatch.ranks.agreement import Agreement
+from numwatch.ranks.agreement import REPLICAS, Agreement
 from numwatch.ranks.blocks import blocks_table, joined_blocks, no_blocks
 from numwatch.ranks.group import Group, Parted
-from numwatch.ranks.steps import joined_scalars, steps_table
+from numwatch.ranks.replicas import differing_replicas, replicas_table
+from numwatch.ranks.steps import joined_scalars, steps_table, with_norm_elsewhere
 from numwatch.ranks.table import Array, Table
 from numwatch.ranks.tensors import joined_rows, tensors_table
 from numwatch.ranks.updates import joined_states, joined_updates, states_table, updates_table
@@ -43,7 +44,8 @@ def join(
         Parted: A rank takes part no more, or counts steps differently.
     """
     last = share.snapshots[-1]
-    tables = _tables(last, group)
+    agreement.learn({}, share.slots)
+    tables = _tables(last, agreement, group)
     agreement.learn(tables, share.slots)
     changed = _agree(share, agreement, group)
     if changed:
@@ -65,7 +67,9 @@ def join(
     if any(snapshot.scalars.skipped for snapshot in snapshots):  # on all ranks or none
         snapshots = _with_blamed(snapshots, group)
     if last.rows is not None:
-        snapshots[-1] = _with_rows(snapshots[-1], reduced, agreement, group.size, last.rows.full)
+        whole = _with_rows(snapshots[-1], reduced, agreement, group.size, last.rows.full)
+        agreement.apart = differing_replicas(reduced[REPLICAS])
+        snapshots[-1] = with_norm_elsewhere(whole, agreement.elsewhere)
     return snapshots, agreement.slots
 
 
@@ -89,12 +93,15 @@ def _header(steps: Sequence[int], *, full: int, leaving: bool, changed: bool) ->
     return np.concatenate([[float(leaving), float(changed)], same, -same])
 
 
-def _tables(snapshot: Snapshot, group: Group) -> dict[str, Table]:
+def _tables(snapshot: Snapshot, agreement: Agreement, group: Group) -> dict[str, Table]:
     """Packs what a step has beside its scalars; the same kinds on every rank."""
     if snapshot.rows is None:
         return {}
     rows = snapshot.rows
-    tables = {"tensors": tensors_table(rows, group.rank, group.size)}
+    tables = {
+        "tensors": tensors_table(rows, group.rank, group.size),
+        REPLICAS: replicas_table(rows, agreement.infos),
+    }
     if rows.full:
         blocks = no_blocks() if snapshot.blocks is None else blocks_table(snapshot.blocks)
         tables["blocks"] = blocks

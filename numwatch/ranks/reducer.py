@@ -9,6 +9,7 @@ from dataclasses import replace
 from numwatch.ranks.agreement import Agreement
 from numwatch.ranks.group import Meeting, Parted, Stopped
 from numwatch.ranks.join import Share, join, say_goodbye
+from numwatch.ranks.replicas import told_apart
 from numwatch.snapshot import SlotInfo, Snapshot
 
 MAX_WAITING_BYTES = 256 << 20
@@ -34,6 +35,7 @@ class Reducer:
     Attributes:
         alone: Why this rank goes on alone, None where it does not.
         alone_since: The first step that was not joined for that.
+        unseen: What the joined steps do not hold, once that has come to light.
         error: What went wrong in the thread that should not, for `take` to raise.
         rank: This process.
         size: How many there are.
@@ -52,6 +54,7 @@ class Reducer:
         self._own_slots: Sequence[SlotInfo] = ()
         self.alone: str | None = None
         self.alone_since: int | None = None
+        self.unseen: str | None = None
         self.error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="numwatch-ranks", daemon=True)
         self._thread.start()
@@ -165,6 +168,8 @@ class Reducer:
             while (waiting := self._next()) is not None:
                 snapshots, slots = join(waiting.share, agreement, group)
                 with self._moved:
+                    if agreement.apart and self.unseen is None:
+                        self.unseen = told_apart(agreement.apart)
                     waiting.joined = _with_cost(snapshots, spent), slots
                     spent = time.thread_time() - began
                     began += spent

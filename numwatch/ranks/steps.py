@@ -1,13 +1,14 @@
 """The scalars of steps over ranks, and on which of them the ranks disagree."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from numwatch.ranks.table import Array, Table, known, largest
 from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.stats.layout import NANS, NEGINFS, POSINFS, SUMSQ
 
 _LOSSES, _LOSS, _NORMS, _NORM_SQUARED = range(4)
 _SUMS = _NORM_SQUARED + 1
@@ -56,6 +57,34 @@ def joined_scalars(
         numwatch_seconds=float(numwatch_seconds),
     )
     return joined, differing
+
+
+def with_norm_elsewhere(snapshot: Snapshot, elsewhere: Collection[str]) -> Snapshot:
+    """Returns a step whose gradient norm is of the gradients too that rank 0 has not.
+
+    Each rank answers for the norm of its shards and rank 0 for that of what it holds whole. Amax
+    rows hold no sums: the norm of such a step is not known.
+
+    Args:
+        snapshot: The joined step; its rows are there.
+        elsewhere: The slots of those gradients; see `agreement.Agreement`.
+    """
+    rows, norm = snapshot.rows, snapshot.scalars.grad_norm
+    if rows is None or norm is None or not elsewhere:
+        return snapshot
+    theirs = [i for i, slot in enumerate(rows.slots) if slot in elsewhere]
+    if not theirs:
+        return snapshot
+    if not rows.full:
+        return replace(snapshot, scalars=replace(snapshot.scalars, grad_norm=None))
+    counts, squares = rows.counts[theirs], rows.reals[theirs, SUMSQ] / rows.loss_scales[theirs] ** 2
+    more = float(squares.sum())
+    if counts[:, NANS].any():
+        more = math.nan
+    elif counts[:, [POSINFS, NEGINFS]].any():
+        more = math.inf
+    whole = math.sqrt(norm * norm + more)
+    return replace(snapshot, scalars=replace(snapshot.scalars, grad_norm=whole))
 
 
 def _or(value: float | None, otherwise: float) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 
 from numwatch.rank_rows import RankRow
 from numwatch.ranks.table import Array, Table, known, largest
-from numwatch.snapshot import Cast, Rows, SlotInfo
+from numwatch.snapshot import SlotInfo
 from numwatch.stats.layout import (
     AMAX,
     AMAX_COUNTS,
@@ -19,6 +19,7 @@ from numwatch.stats.layout import (
     SUM,
     SUMSQ,
 )
+from numwatch.tensor_rows import Cast, Rows
 
 _MAX_RANKS = 1 << 20
 _SEEN, _NONFINITE, _SUM, _SUMSQ, _CASTS, _FLUSHED, _SATURATED = range(7)

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from numwatch.ranks.table import NOTHING, Array, Table, known, largest
-from numwatch.snapshot import OptimizerState, SlotInfo, Update
+from numwatch.snapshot import SlotInfo
+from numwatch.step_entries import OptimizerState, Update
 
 _INTENDED = ("applied", "exact", "estimate")
 """From the best known to the least."""

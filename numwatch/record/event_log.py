@@ -22,6 +22,7 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
         **dict.fromkeys(("tensor", "note"), (str,)),
         "inputs": (list,),
     },
+    "unseen": {"note": (str,)},
 }
 """What readers rest on of some kinds: fields that are of these types wherever they are given."""
 _INPUT = {

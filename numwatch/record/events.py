@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from numwatch.snapshot import GRADIENT_ROLES, Rows, Snapshot, StepScalars, role_of
+from numwatch.snapshot import GRADIENT_ROLES, Snapshot, StepScalars, role_of
 from numwatch.stats.layout import NANS, NEGINFS, POSINFS
+from numwatch.tensor_rows import Rows
 
 MAX_NAMES = 20
 """A line names so many slots or parameters at most, and counts the rest."""
@@ -19,10 +20,10 @@ def events_of(snapshot: Snapshot) -> list[Event]:
 
     Beside them the session writes a `start` with the seconds numwatch took before the first step,
     `memory` with the bytes it holds, `collapse` where the loss scale is on its way to 0, `audit`
-    where operations can't be noted, `thinned` with the rows of each table that were left out where
-    the record could not be written as fast as the run went, and `finding` where the diagnosis found
-    something critical; of failed steps there are `origin`, where the first bad value came from, and
-    `capsule`.
+    where operations can't be noted, `unseen` with what else could not be seen, `thinned` with the
+    rows of each table that were left out where the record could not be written as fast as the run
+    went, and `finding` where the diagnosis found something critical; of failed steps there are
+    `origin`, where the first bad value came from, and `capsule`.
     Kinds: `skip` (the optimizer left the weights alone; of several, which), `overflow` (the scaler
     found a non-finite gradient; with the parameters and the slots that held one, where known),
     `differing` (scalars that should be the same on all ranks and are not),

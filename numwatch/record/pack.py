@@ -10,9 +10,10 @@ import pyarrow as pa
 
 from numwatch.entries import Entries
 from numwatch.record.schema import BLOCKS, STEPS, TABLES, TENSORS
-from numwatch.snapshot import Rows, Snapshot, StepScalars
+from numwatch.snapshot import Snapshot, StepScalars
 from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.layout import AMAX_ONLY, BINADES, COUNT_COLUMNS, REAL_COLUMNS
+from numwatch.tensor_rows import Rows
 
 _BATCH = 2_000
 """Rows that are packed together."""

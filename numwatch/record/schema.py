@@ -44,7 +44,7 @@ TENSORS = _schema(
 `binades[i]` counts the elements with 2^e <= |x| < 2^(e+1), e = `binade_first` + i; see
 `numwatch.TensorStats` for this and the other measures. On steps at which only amax and the
 non-finite elements were measured, the nullable columns are null. The `cast_` columns are what a
-library's own cast of the tensor did (`numwatch.snapshot.Cast`), null where there is none.
+library's own cast of the tensor did (`numwatch.tensor_rows.Cast`), null where there is none.
 """
 
 STEPS = _schema(
@@ -84,7 +84,10 @@ UPDATES = _schema(
     ("edq_normalised", pa.float64(), _NULLABLE),
     ("intended", pa.string(), _NULLABLE),
 )
-"""One row per parameter, candidate storage format and full step; see `numwatch.snapshot.Update`."""
+"""One row per parameter, candidate storage format and full step.
+
+See `numwatch.step_entries.Update`.
+"""
 
 STATES = _schema(
     ("attempt", pa.int32(), _ALWAYS),
@@ -100,7 +103,10 @@ STATES = _schema(
     ("vanished", pa.float64(), _NULLABLE),
     ("rms", pa.float64(), _NULLABLE),
 )
-"""One row per tensor of optimizer state and full step; see `numwatch.snapshot.OptimizerState`."""
+"""One row per tensor of optimizer state and full step.
+
+See `numwatch.step_entries.OptimizerState`.
+"""
 
 SHADOWS = _schema(
     ("attempt", pa.int32(), _ALWAYS),
@@ -113,7 +119,7 @@ SHADOWS = _schema(
     ("relative_error", pa.float64(), _NULLABLE),
     ("cosine", pa.float64(), _NULLABLE),
 )
-"""One row per gradient slot and shadow step; see `numwatch.snapshot.Shadow`."""
+"""One row per gradient slot and shadow step; see `numwatch.step_entries.Shadow`."""
 
 OPERATIONS = _schema(
     ("attempt", pa.int32(), _ALWAYS),
@@ -133,7 +139,9 @@ OPERATIONS = _schema(
     ("contiguous", pa.bool_(), _NULLABLE),
     ("amax", pa.float64(), _NULLABLE),
 )
-"""One row per different operation of the step that was audited; see `numwatch.snapshot.Operation`.
+"""One row per different operation of the step that was audited.
+
+See `numwatch.step_entries.Operation`.
 """
 
 _COUNTS = pa.list_(pa.int64())

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from numwatch.block_rows import BlockRow
-from numwatch.snapshot import Cast, Row
 from numwatch.stats import BlockHistogram, TensorStats
+from numwatch.tensor_rows import Cast, Row
 
 
 def iter_rows(table: pa.Table) -> Iterator[tuple[int, Row]]:

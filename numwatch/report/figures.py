@@ -8,8 +8,9 @@ from numwatch.formats import Format
 from numwatch.record.slot_formats import is_block_format, judged_format, known_format, stored_in
 from numwatch.record.totals import CastTotals, SlotTotals
 from numwatch.report.verdict import VERDICTS, share_of, verdict_of
-from numwatch.snapshot import GRADIENT_ROLES, ROLES, Cast, Rows, SlotInfo, role_of
+from numwatch.snapshot import GRADIENT_ROLES, ROLES, SlotInfo, role_of
 from numwatch.stats import Bounded, TensorStats, estimate_flushed
+from numwatch.tensor_rows import Cast, Rows
 
 # Below a thousandth flushed nothing is lost that a ranking should be about.
 _NEGLIGIBLE_FLUSHED = 0.001

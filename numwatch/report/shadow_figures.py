@@ -18,7 +18,7 @@ _MEANS = ("relative_error", "cosine")
 
 @dataclass(frozen=True)
 class ShadowFigures:
-    """A gradient slot over all its shadow steps; see `numwatch.snapshot.Shadow`.
+    """A gradient slot over all its shadow steps; see `numwatch.step_entries.Shadow`.
 
     Attributes:
         steps: Shadow steps that saw it.

@@ -19,7 +19,7 @@ _SHARES = ("below_eps", "vanished")
 
 @dataclass(frozen=True)
 class StateFigures:
-    """One tensor of an optimizer's state; see `numwatch.snapshot.OptimizerState`.
+    """One tensor of an optimizer's state; see `numwatch.step_entries.OptimizerState`.
 
     Shares are averages over steps by their sampled elements; None where not defined.
 

@@ -60,6 +60,7 @@ class Summary:
         shadows: What shadow steps measured of each gradient.
         verdicts: How many slots got each verdict, those of parameters only where in trouble.
         tensors: The worst of these slots, the worst first.
+        unseen: What the record does not hold because it could not be seen.
         problems: What of the record could not be read.
     """
 
@@ -88,6 +89,7 @@ class Summary:
     shadows: tuple[ShadowFigures, ...]
     verdicts: dict[str, int]
     tensors: tuple[SlotFigures, ...]
+    unseen: tuple[str, ...]
     problems: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -150,6 +152,9 @@ def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary
         shadows=beside_estimates(shadows.values(), totals, run.slots),
         verdicts={v: sum(line.verdict == v for line in shown) for v in VERDICTS},
         tensors=tuple(shown[:worst]),
+        unseen=tuple(
+            dict.fromkeys(e["note"] for e in events if e["kind"] == "unseen" and "note" in e)
+        ),
         problems=tuple(run.problems),
     )
 

@@ -8,7 +8,9 @@ from numwatch.report.scalars import role_scalars, step_scalars, tensor_scalars, 
 from numwatch.report.tb_tags import STEP_GROUP
 from numwatch.report.verdict import TROUBLES
 from numwatch.report.weight_scalars import of_own_storage
-from numwatch.snapshot import Rows, SlotInfo, Snapshot, Update, path_of, role_of
+from numwatch.snapshot import SlotInfo, Snapshot, path_of, role_of
+from numwatch.step_entries import Update
+from numwatch.tensor_rows import Rows
 
 # With 6 roles, 15 tags a role, 7 a named slot with a histogram, 4 storage formats of 4 tags, and
 # some 30 others this keeps a run below 200 tags.

@@ -8,8 +8,9 @@ from numwatch.report.tb_curation import Curation
 from numwatch.report.tb_events import layout_summary, log2_histogram, scalar_summary, write_event
 from numwatch.report.tb_layout import layout
 from numwatch.report.tb_tags import role_histogram, tensor_histogram
-from numwatch.snapshot import Rows, SlotInfo, Snapshot, role_of
+from numwatch.snapshot import SlotInfo, Snapshot, role_of
 from numwatch.stats import BINADES
+from numwatch.tensor_rows import Rows
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary

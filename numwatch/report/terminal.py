@@ -9,7 +9,7 @@ from rich.text import Text
 from numwatch.diagnose.finding import Finding
 from numwatch.errors import printable
 from numwatch.report.finding_lines import summary_findings
-from numwatch.report.labels import labelled
+from numwatch.report.labels import labelled, labelled_all
 from numwatch.report.scale_window_lines import window_line
 from numwatch.report.slot_table import STYLES, mark_notes, slot_lines
 from numwatch.report.state_lines import states_lines
@@ -73,6 +73,7 @@ def summary_lines(summary: Summary, width: int) -> list[Text]:
         lines.append(Text("no tensor rows could be read"))
     elif summary.steps:
         lines.append(Text("no tensor rows yet"))
+    lines += labelled_all("not seen", map(Text, summary.unseen))
     lines += [labelled("problem", Text(problem), "red") for problem in summary.problems]
     return lines
 

@@ -26,7 +26,7 @@ class ParameterUpdates:
     """The updates of one parameter judged for one storage format; None where not defined.
 
     Averages over steps count each step by its non-zero updates. For their meaning see
-    `numwatch.snapshot.Update`.
+    `numwatch.step_entries.Update`.
 
     Attributes:
         lost: Whether the weights are stored in this format, so that what is swallowed is gone.

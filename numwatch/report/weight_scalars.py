@@ -13,7 +13,8 @@ from numwatch.report.tb_tags import (
     shadow_group,
     storage_group,
 )
-from numwatch.snapshot import OptimizerState, Shadow, SlotInfo, Update, path_of
+from numwatch.snapshot import SlotInfo, path_of
+from numwatch.step_entries import OptimizerState, Shadow, Update
 
 _SHARES: Mapping[str, Callable[[Update], float | None]] = {
     "swallowed": lambda update: update.swallowed,

@@ -8,8 +8,9 @@ from numwatch.record.gradients import in_fp16
 from numwatch.record.totals import merged_reals
 from numwatch.report.figures import log2_or_none
 from numwatch.report.tb_tags import WINDOW_GROUP
-from numwatch.snapshot import GRADIENT_ROLES, Rows, SlotInfo, role_of
+from numwatch.snapshot import GRADIENT_ROLES, SlotInfo, role_of
 from numwatch.stats import TensorStats, unpack_row
+from numwatch.tensor_rows import Rows
 
 
 def window_scalars(

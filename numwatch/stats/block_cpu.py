@@ -3,6 +3,7 @@
 The same contract as `block_reference`, count for count.
 """
 
+import math
 from functools import cache, partial
 
 import numpy as np
@@ -11,15 +12,16 @@ import torch
 from torch import Tensor
 
 from numwatch.stats import block_loops
-from numwatch.stats.block_layout import BLOCK_KINDS, BlockRow
+from numwatch.stats.block_layout import BLOCK_KINDS, BLOCK_SIZES, BlockRow
+from numwatch.stats.block_pieces import matrices
 from numwatch.stats.cpu import Bits, bits_of
 from numwatch.stats.dtypes import LAYOUTS
-from numwatch.stats.prepare import matrix
 from numwatch.stats.threads import in_threads
 
 _PART = 1 << 18
 """Fewest elements worth a thread of their own."""
 
+_HEIGHT = math.lcm(*BLOCK_SIZES)
 _OTHER = {"last": "across", "across": "last"}
 _TURNED = [BLOCK_KINDS.index((size, _OTHER[direction])) for size, direction in BLOCK_KINDS]
 
@@ -32,10 +34,16 @@ def accumulate_blocks(x: Tensor, rows: Tensor) -> None:
     Raises:
         NotWatchedError: See `prepare.dense`.
     """
-    x = matrix(x)
-    if not x.numel():
-        return
     target = rows.numpy()
+    for part, times in matrices(x, _HEIGHT):
+        own = target if times == 1 else np.zeros_like(target)
+        _add(part, own)
+        if times > 1:
+            target += own * times
+
+
+def _add(x: Tensor, target: BlockRow) -> None:
+    """Adds the blocks of a matrix."""
     if x.T.is_contiguous() and not x.is_contiguous():
         # Read as it lies in memory, each direction is the other's.
         turned = np.zeros_like(target)

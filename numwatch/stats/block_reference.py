@@ -1,7 +1,7 @@
 """The readable counting of blocks: plain torch operations, any device, no synchronisation."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from numwatch.stats.block_layout import (
     TOPS,
     ZERO_BLOCKS,
 )
+from numwatch.stats.block_pieces import matrices
 from numwatch.stats.layout import BINADES
-from numwatch.stats.prepare import matrix
 from numwatch.stats.widen import widened
 
 _MAGNITUDE = 0x7FFF_FFFF_FFFF_FFFF
@@ -53,21 +53,16 @@ def accumulate_blocks(x: Tensor, rows: Tensor, kinds: Sequence[tuple[int, str]])
     Raises:
         NotWatchedError: See `prepare.dense`.
     """
-    x = matrix(x)
-    if not x.numel():
-        return
-    for part in _parts(x, [size for size, direction in kinds if direction == "across"]):
-        magnitude = widened(part).view(torch.int64) & _MAGNITUDE
-        magnitude = magnitude.where(magnitude < _INF, 0)
-        for row, (size, direction) in zip(rows, kinds, strict=True):
-            _add(magnitude if direction == "last" else magnitude.T, size, row)
-
-
-def _parts(x: Tensor, heights: Sequence[int]) -> Iterator[Tensor]:
-    """Pieces of whole rows that cut no block in two."""
-    step = math.lcm(*heights)
-    step *= max(1, _ELEMENTS_AT_ONCE // (step * x.shape[1]))
-    yield from x.split(step)
+    height = math.lcm(*(size for size, direction in kinds if direction == "across"))
+    for whole, times in matrices(x, height):
+        own = rows if times == 1 else torch.zeros_like(rows)
+        for part in whole.split(height * max(1, _ELEMENTS_AT_ONCE // (height * whole.shape[1]))):
+            magnitude = widened(part).view(torch.int64) & _MAGNITUDE
+            magnitude = magnitude.where(magnitude < _INF, 0)
+            for row, (size, direction) in zip(own, kinds, strict=True):
+                _add(magnitude if direction == "last" else magnitude.T, size, row)
+        if times > 1:
+            rows += own * times
 
 
 def _add(magnitude: Tensor, size: int, row: Tensor) -> None:

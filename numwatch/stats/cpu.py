@@ -19,6 +19,7 @@ from numwatch.stats.exponent_loops import CHUNK, MANTISSA_BITS, WORKSPACE
 from numwatch.stats.layout import AMAX, AMIN, CALLS, COUNTS, NUMEL, REALS, SUM, ZEROS
 from numwatch.stats.memory import TASK
 from numwatch.stats.prepare import LOW, address_of, dense, is_flat
+from numwatch.stats.repeated import merge_times, once
 from numwatch.stats.rows import new_rows
 from numwatch.stats.threads import share_out
 
@@ -145,6 +146,12 @@ def _add(by_dtype: Loops, x: Tensor, counts: Tensor, reals: Tensor, row: int) ->
     loop = by_dtype.get(x.dtype)
     left_out = 0
     if loop is None or not is_flat(x):
+        x, times = once(x)
+        if times > 1:
+            more = new_rows(1)
+            _add(by_dtype, x, *more, 0)
+            merge_times(counts, reals, row, *more, times)
+            return 0
         x, left_out = dense(x)
         loop = by_dtype[x.dtype]
     n = x.numel()

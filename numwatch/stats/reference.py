@@ -22,6 +22,8 @@ from numwatch.stats.layout import (
     ZEROS,
 )
 from numwatch.stats.prepare import dense
+from numwatch.stats.repeated import merge_times, once
+from numwatch.stats.rows import new_rows
 from numwatch.stats.widen import widened
 
 _MAGNITUDE = 0x7FFF_FFFF_FFFF_FFFF
@@ -37,6 +39,12 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
     Raises:
         NotWatchedError: See `prepare.dense`.
     """
+    x, times = once(x)
+    if times > 1:
+        more = new_rows(1, x.device)
+        accumulate(x, *more)
+        merge_times(counts, reals, row, *more, times)
+        return
     flat, left_out = dense(x)
     counts, reals = counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row]
     counts[NUMEL] += flat.numel() + left_out
@@ -73,6 +81,12 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
 
 def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
     """Adds x's finite amax, numel and non-finite counts alone to one row; see `accumulate`."""
+    x, times = once(x)
+    if times > 1:
+        more = new_rows(1, x.device)
+        accumulate_amax(x, *more)
+        merge_times(counts, reals, row, *more, times)
+        return
     flat, left_out = dense(x)
     counts, reals = counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row]
     counts[NUMEL] += flat.numel() + left_out

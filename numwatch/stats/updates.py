@@ -44,7 +44,7 @@ _FP32_MAX = torch.finfo(torch.float32).max
 
 
 class UpdateShares(TypedDict):
-    """The figures of one parameter as shares: fields of `numwatch.snapshot.Update`."""
+    """The figures of one parameter as shares: fields of `numwatch.step_entries.Update`."""
 
     nonzero: int
     ratio: float | None

@@ -1,6 +1,6 @@
 """What a step did to the weights, beside what it was meant to do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from numwatch.taps.intended import (
     is_element_wise,
     is_narrow,
 )
-from numwatch.taps.parameters import Parameters, Updated, has_dense_gradient
+from numwatch.taps.parameters import Parameters, Updated
 from numwatch.taps.placement import local_part
 from numwatch.taps.states import master_of
 
@@ -50,9 +50,9 @@ class Weights:
         """Whether the weights are stored in a format that swallows updates."""
         return is_narrow(self.values.dtype)
 
-    def stepped(self) -> "Weights":
-        """Returns those of them that have a gradient to be stepped by."""
-        kept = [i for i, one in enumerate(self.members) if has_dense_gradient(one.parameter)]
+    def where(self, wanted: Callable[[Updated], bool]) -> "Weights":
+        """Returns those of them that are wanted."""
+        kept = [i for i, one in enumerate(self.members) if wanted(one)]
         if len(kept) == len(self.members):
             return self
         rows = [self.values[i] for i in kept]
@@ -140,9 +140,17 @@ def weights_before(optimizer: torch.optim.Optimizer, parameters: Parameters) -> 
 
 
 def changes_of(
-    optimizer: torch.optim.Optimizer, stepped: Sequence[Weights], parameters: Parameters
+    optimizer: torch.optim.Optimizer,
+    stepped: Sequence[Weights],
+    gradients_of: Callable[[Sequence[Updated]], Tensor],
 ) -> Iterator[Change]:
-    """Yields what a step has just done to parameters that were sampled before it, some at once."""
+    """Yields what a step has just done to parameters that were sampled before it, some at once.
+
+    Args:
+        optimizer: Whose step it was.
+        stepped: The samples before it.
+        gradients_of: Returns samples [k, n] of the gradients that k of them were stepped by.
+    """
     narrow = [weights for weights in stepped if weights.narrow]
     intended: Sequence[Tensor] | None = None
     gradients: list[Tensor] = []
@@ -153,7 +161,9 @@ def changes_of(
             for row, state in zip(weights.values.unbind(), weights.states, strict=True)
         ]
         members = [one for weights in narrow for one in weights.members]
-        gradients = [_gradient(one, parameters) for one in members]
+        gradients = [
+            row.float() for weights in narrow for row in gradients_of(weights.members).unbind()
+        ]
         intended = intended_updates(optimizer, befores, gradients, [m.group for m in members])
     directed = intended is not None
     source = EXACT if directed and is_element_wise(optimizer) else ESTIMATE
@@ -218,9 +228,3 @@ def _weights(updated: Updated, optimizer: torch.optim.Optimizer) -> Tensor:
     state = optimizer.state.get(updated.parameter)
     master = master_of(state, updated.parameter) if state else None
     return updated.parameter if master is None else master
-
-
-def _gradient(updated: Updated, parameters: Parameters) -> Tensor:
-    gradient = updated.parameter.grad
-    assert gradient is not None  # noqa: S101  # `stepped` holds those with one
-    return parameters.sample(gradient).float()

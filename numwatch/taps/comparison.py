@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from numwatch.errors import NumwatchError
-from numwatch.snapshot import Shadow
 from numwatch.stats import is_watched_dtype
 from numwatch.stats.dtypes import dtype_name
 from numwatch.stats.prepare import plain
 from numwatch.stats.widen import widened
+from numwatch.step_entries import Shadow
 from numwatch.taps.fp32 import is_low
 from numwatch.taps.hooks import is_transformed
 from numwatch.taps.parcel import Parcel

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from numwatch.entries import join_entries
-from numwatch.snapshot import OptimizerState, Snapshot, StepScalars, Update, join_rows
+from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.step_entries import OptimizerState, Update
 from numwatch.taps.comparison import SentComparison
 from numwatch.taps.culprits import SentCulprits
 from numwatch.taps.operands import SentBlocks
@@ -14,6 +15,7 @@ from numwatch.taps.parcel import Parcel
 from numwatch.taps.sent_rows import SentRows
 from numwatch.taps.sent_updates import SentUpdates
 from numwatch.taps.tape import SentTape, found_inf_column, is_turn
+from numwatch.tensor_rows import join_rows
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 APPLIED, EXACT, ESTIMATE = "applied", "exact", "estimate"
-"""Where an intended update comes from: see `numwatch.snapshot.Update`."""
+"""Where an intended update comes from: see `numwatch.step_entries.Update`."""
 
 _ELEMENT_WISE = frozenset(
     {

@@ -14,9 +14,16 @@ from numwatch.taps.collector import Collector
 from numwatch.taps.fsdp import AtRest, weight_at_rest
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook, hook_gradient, in_backward, tensors_in
-from numwatch.taps.placement import is_others_output, is_sharded, weight_in_place
+from numwatch.taps.own import own_of
+from numwatch.taps.placement import (
+    alias_of,
+    is_dtensor,
+    is_others_output,
+    is_sharded,
+    weight_in_place,
+)
 from numwatch.taps.selection import PARAMETER_ROLES, Tap
-from numwatch.taps.tracing import TracedModule, own_of_attention
+from numwatch.taps.tracing import TracedModule
 
 _CPU = torch.device("cpu")
 _NONE: AtRest = {}
@@ -137,14 +144,17 @@ class _AliasInput(Hook):
 
     def _alias_first(self, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         x = args[0]
-        if type(x) is not Tensor or not x.requires_grad or not torch.is_grad_enabled():
+        if type(x) is not Tensor and not is_dtensor(x):
+            return None
+        if not x.requires_grad or not torch.is_grad_enabled():
             return None
         changed = None
         with self._gate.watching():
-            alias = x[...]  # aten.alias, by the shortest way; `view_as` may change strides
-            hook_gradient(alias, self._gradient)
-            changed = (alias, *args[1:])
-        return changed  # noqa: RET504  # an error inside `watching` leaves it None
+            alias = alias_of(x)
+            if alias is not None:
+                hook_gradient(alias, self._gradient)
+                changed = (alias, *args[1:])
+        return changed  # an error inside `watching` leaves it None
 
 
 class _Forward(Hook):
@@ -159,7 +169,7 @@ class _Forward(Hook):
             None if index is None else _Gradient(index, tap, gate, collector)
             for index in (slots.get("grad_output"), grad_input)
         )
-        self._of_attention = isinstance(tap.module, nn.MultiheadAttention)
+        self._own = own_of(tap.module)
 
     def __call__(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
@@ -171,9 +181,9 @@ class _Forward(Hook):
         return None
 
     def _see(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-        if self._of_attention:
-            args, kwargs, output = own_of_attention(args, kwargs, output)
         with self._gate.watching():
+            if self._own is not None:
+                args, kwargs, output = self._own(args, kwargs, output)
             # Activation checkpointing runs the forward again inside backward. Its numbers are
             # known already; only reentrant checkpoints need its gradient hooks.
             first = not in_backward()

@@ -1,6 +1,6 @@
 """What an optimizer's state holds after a step, and whether its dtype can hold it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,8 +87,15 @@ def states_of(optimizer: torch.optim.Optimizer, stepped: Sequence[Updated]) -> l
     return list(alike.values())
 
 
-def samples_of(states: States) -> Iterator[Sampled]:
-    """Yields the samples of the state, some at once, and what second moments are for gradients."""
+def samples_of(
+    states: States, gradients_of: Callable[[Sequence[Updated]], Tensor]
+) -> Iterator[Sampled]:
+    """Yields the samples of the state, some at once, and what second moments are for gradients.
+
+    Args:
+        states: The state.
+        gradients_of: See `changes.changes_of`.
+    """
     height, slots = max(_CHUNK // max(states.sampled, 1), 1), states.slots
     for start in range(0, len(slots), height):
         end = start + height
@@ -96,10 +103,9 @@ def samples_of(states: States) -> Iterator[Sampled]:
         values = pack_samples(states.tensors[start:end], members)
         figures = None
         if kind.eps is not None:
-            gradients = [one.parameter.grad for one in members]
             figures = second_moment_figures(
                 values,
-                pack_samples([g for g in gradients if g is not None], members),
+                gradients_of(members),
                 torch.full((len(values),), kind.eps, dtype=torch.float64, device=values.device),
                 bias_corrections(kind.corrected_by, states.steps[start:end], values.device),
             )

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from numwatch.snapshot import Operation
 from numwatch.stats.dtypes import dtype_name
+from numwatch.step_entries import Operation
 from numwatch.taps.gemms import FORWARD, Product, gradient_kind, product_of
 from numwatch.taps.hooks import in_backward
 from numwatch.taps.parcel import Parcel

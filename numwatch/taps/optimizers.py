@@ -1,22 +1,22 @@
 """Hooks on optimizers: whether each was really stepped, its gradients, and what its step did."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from numwatch.stats import is_watched_dtype
 from numwatch.stats.prepare import dense
 from numwatch.taps.culprits import Culprits
 from numwatch.taps.gate import Gate, Mode
-from numwatch.taps.hooks import Hook
 from numwatch.taps.placement import is_own, is_partial
 from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.scaler import Scaler, found_inf, handles_unscaling, loss_scale
+from numwatch.taps.step_hooks import follow_steps, follow_strays
+from numwatch.taps.strays import Strays
 from numwatch.taps.tape import Tape, found_inf_column, loss_scale_column
 from numwatch.taps.updates import UpdateTaps
 
@@ -29,6 +29,7 @@ class OptimizerTaps:
 
     Attributes:
         gate: The switch of all hooks.
+        strays: Optimizers that were found by their steps alone.
         announced: How often each optimizer's turn came since `reset`, where somebody tells.
         stepped: How often each was called.
     """
@@ -41,11 +42,14 @@ class OptimizerTaps:
         culprits: Culprits,
         updates: UpdateTaps | None,
         reduced: ReducedGradients,
+        own_any: Callable[[Sequence[Tensor]], bool],
     ) -> None:
         self._optimizers = list(optimizers)
+        self.strays = Strays(self._optimizers, own_any)
         self.gate, self._tape, self._updates = gate, tape, updates
         self._culprits, self._reduced = culprits, reduced
         self._norms: dict[int, Tensor | None] = {}
+        self._moved = False
         self.announced = [0] * len(self._optimizers)
         self.stepped = [0] * len(self._optimizers)
 
@@ -54,17 +58,30 @@ class OptimizerTaps:
         self.announced = [0] * len(self._optimizers)
         self.stepped = [0] * len(self._optimizers)
         self._norms.clear()
+        self.strays.stepped = False
         if self._updates is not None:
             self._updates.reset()
 
     def attach(self) -> list[RemovableHandle]:
-        """Hooks the optimizers."""
-        handles = []
+        """Hooks the optimizers, and those that come to light later."""
+        handles = follow_strays(self)
         for optimizer in self._optimizers:
             if _tells_of_steps(optimizer):
-                handles.append(optimizer.register_step_pre_hook(_BeforeStep(self)))
-                handles.append(optimizer.register_step_post_hook(_AfterStep(self)))
+                handles += follow_steps(optimizer, self)
         return handles
+
+    def is_stray(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimizer was not given and steps the model's parameters all the same."""
+        known = self.strays.known(optimizer)
+        if known is None:
+            with self.gate.watching():  # once: other threads train other models
+                known = self.strays.has(optimizer)
+        return bool(known)
+
+    def see_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Takes note of a step of an optimizer that may be such a one."""
+        if not self.strays.stepped:
+            self.strays.stepped = self.is_stray(optimizer)
 
     @property
     def turns(self) -> int:
@@ -93,6 +110,8 @@ class OptimizerTaps:
         for flag in flags or [0.0]:
             self._tape.add(found_inf_column(position), flag)
         self._see_gradients(optimizer)
+        if self._updates is not None and self.gate.mode is Mode.FULL:
+            self._updates.see_gradients(optimizer)
 
     def finish(self, scaler: Scaler | None) -> None:
         """Ends a step: looks whose gradients were to blame for the turns that were skipped."""
@@ -112,7 +131,7 @@ class OptimizerTaps:
         """
         if scaler is None:
             return False
-        if not self.turns and not any(self.stepped):
+        if not self.turns and not any(self.stepped) and not self.strays.stepped:
             return True
         if any(self._flagged(i) for i in range(len(self._optimizers))):
             return True
@@ -121,34 +140,61 @@ class OptimizerTaps:
     @property
     def changed(self) -> bool:
         """Whether, as far as the host knows, an optimizer has changed weights since `reset`."""
-        return any(count and not self._flagged(i) for i, count in enumerate(self.stepped))
+        given = any(count and not self._flagged(i) for i, count in enumerate(self.stepped))
+        return given or self.strays.stepped
+
+    def unseen(self, scaler: Scaler | None) -> Iterator[str]:
+        """Yields what is not seen of the updates of the step under way, one recorded in full."""
+        if self._updates is None:
+            return
+        for optimizer in self._optimizers:
+            if not _tells_of_steps(optimizer):
+                yield f"updates and state: {type(optimizer).__name__} tells nobody of its steps"
+        if not self._optimizers and not any(self.strays):
+            yield "updates, state and gradient norm: no optimizer was given or found by its steps"
+        self._moved = self._moved or any(self.stepped) or self.strays.stepped
+        if self._optimizers and not self._moved and scaler is None:
+            names = ", ".join(dict.fromkeys(type(one).__name__ for one in self._optimizers))
+            yield f"updates and state: {names} took no step that torch tells of"
+        lost = self._updates.given.lost
+        if lost is not None:
+            yield f"updates and state: no gradients were left when a step of {lost} was over"
 
     def _flagged(self, position: int) -> bool:
         """Whether an optimizer's gradients were found non-finite, where that can be read."""
         flag = self._tape.value(found_inf_column(position))
         return flag is not None and flag.device.type == "cpu" and bool(flag)
 
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes what a scaler hands a fused optimizer for the time of its step."""
+    def before_step(self, optimizer: torch.optim.Optimizer, *, has_closure: bool = False) -> None:
+        """Takes what a scaler hands a fused optimizer for the time of its step.
+
+        Where nobody tells of an earlier moment, the gradients are seen here, unless a closure is
+        yet to make them.
+        """
         flag = getattr(optimizer, "found_inf", None)
         position = self.position(optimizer)
-        if position is not None and isinstance(flag, Tensor):
-            with self.gate.watching():
+        scale: Tensor | float = 1.0
+        with self.gate.watching():
+            if position is not None and isinstance(flag, Tensor):
                 self._tape.add(found_inf_column(position), flag)
-                scale = getattr(optimizer, "grad_scale", None)
-                self._see_gradients(optimizer, 1.0 if scale is None else scale)
-        if self._updates is not None and self.gate.mode is Mode.FULL:
-            with self.gate.watching():
+                given = getattr(optimizer, "grad_scale", None)
+                scale = 1.0 if given is None else given
+            if not has_closure:
+                self._see_gradients(optimizer, scale)
+            if self._updates is not None and self.gate.mode is Mode.FULL:
+                self._updates.see_gradients(optimizer, has_closure=has_closure)
                 self._updates.before_step(optimizer)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Notes the step; where nobody told of an earlier moment, the gradients are seen here."""
+        """Notes the step; what a closure has made is seen here at the latest."""
         position = self.position(optimizer)
         if position is not None:
             self.stepped[position] += 1
+        else:
+            self.strays.stepped = True
         with self.gate.watching():
             self._see_gradients(optimizer)
-        if position is not None and self._updates is not None and self.gate.mode is Mode.FULL:
+        if self._updates is not None and self.gate.mode is Mode.FULL:
             with self.gate.watching():
                 self._updates.after_step(optimizer, position)
 
@@ -190,26 +236,6 @@ class OptimizerTaps:
             self._tape.add("grad_norm_squared", (norm.double() / scale) ** 2)
         full = self.gate.mode is Mode.FULL
         self._reduced.see(optimizer, full=full, scaled=isinstance(scale, Tensor))
-
-
-class _BeforeStep(Hook):
-    def __init__(self, taps: OptimizerTaps) -> None:
-        self._taps = taps
-
-    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if not is_compiling():
-            with self._taps.gate.watching(), self._taps.gate.hooks_stay():
-                self._taps.before_step(optimizer)
-
-
-class _AfterStep(Hook):
-    def __init__(self, taps: OptimizerTaps) -> None:
-        self._taps = taps
-
-    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if not is_compiling():
-            with self._taps.gate.watching(), self._taps.gate.hooks_stay():
-                self._taps.after_step(optimizer)
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:

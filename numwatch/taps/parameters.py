@@ -100,6 +100,13 @@ class Parameters:
                     if known.measured:
                         yield Updated(known, parameter, group)
 
+    def own_any(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether some of these tensors are parameters of the model."""
+        if any(map(self._is_known, tensors)):
+            return True
+        self._learn_names()
+        return any(map(self._is_known, tensors))
+
     def sample(self, tensor: Tensor) -> Tensor:
         """Returns the sample [n] of this rank's part of a parameter or a tensor of its shape."""
         return sampled(local_part(tensor), self.limit)
@@ -132,12 +139,18 @@ class Parameters:
         return known
 
     def _name_of(self, parameter: Tensor) -> str:
-        ref, name = self._names.get(id(parameter), (None, ""))
-        if ref is None or ref() is not parameter:  # an id is used again
-            named = [*self._model.named_parameters(), *named_shards(self._model)]
-            self._names = {id(p): (weakref.ref(p), clean_path(name)) for name, p in named}
-            _, name = self._names.get(id(parameter), (None, ""))
+        if not self._is_known(parameter):
+            self._learn_names()
+        _, name = self._names.get(id(parameter), (None, ""))
         return name or self._foreign_name_of(parameter)
+
+    def _is_known(self, parameter: Tensor) -> bool:
+        ref, _ = self._names.get(id(parameter), (None, ""))
+        return ref is not None and ref() is parameter  # an id is used again
+
+    def _learn_names(self) -> None:
+        named = [*self._model.named_parameters(), *named_shards(self._model)]
+        self._names = {id(p): (weakref.ref(p), clean_path(name)) for name, p in named}
 
     def _foreign_name_of(self, parameter: Tensor) -> str:
         """Names what an optimizer holds and the model does not: a loss's own temperature."""

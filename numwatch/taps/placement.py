@@ -121,6 +121,14 @@ def is_others_output(module: nn.Module, args: tuple[Any, ...], output: object) -
     return output.numel() == whole and any(args[0].device_mesh.get_coordinate() or ())
 
 
+def alias_of(tensor: Tensor) -> Tensor | None:
+    """Returns a view of a tensor that shares all with it; None where DTensor knows of no such."""
+    try:
+        return tensor[...]  # aten.alias, by the shortest way; `view_as` may change strides
+    except NotImplementedError:  # torch 2.6
+        return None
+
+
 def local_part(tensor: Tensor) -> Tensor:
     """Returns this rank's part of a DTensor, and any other tensor as it is; detached."""
     own: Tensor = tensor.detach()

@@ -177,13 +177,17 @@ def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module, str | None, Sequ
 
 def is_gemm(module: nn.Module) -> bool:
     """Whether the module is a matrix product with weights: by class, by name, or by its weight."""
-    if isinstance(module, _GEMMS) or type(module).__name__ in _GEMM_NAMES:
+    if _is_known_gemm(module):
         return True
     weight = dict(module.named_parameters(recurse=False)).get("weight")
     # A Linear of someone's own: the routers of experts, the heads of metric losses.
     is_matrix = weight is not None and _dimensions(weight) == _MATRIX
     looks_up = isinstance(module, _EMBEDDINGS) or type(module).__name__.endswith("Embedding")
     return is_matrix and not looks_up and not is_norm_or_embedding(module)
+
+
+def _is_known_gemm(module: nn.Module) -> bool:
+    return isinstance(module, _GEMMS) or type(module).__name__ in _GEMM_NAMES
 
 
 def _default_roles(module: nn.Module) -> tuple[str, ...]:
@@ -201,11 +205,27 @@ def is_norm_or_embedding(module: nn.Module) -> bool:
 
 
 def stacks_of(module: nn.Module) -> tuple[str, ...]:
-    """Returns the names of a module's own parameters that are stacks of matrices [n, out, in]."""
-    if is_gemm(module) or is_norm_or_embedding(module) or isinstance(module, ParametrizationList):
+    """Returns the names of a module's own parameters that are stacks of matrices [n, out, in].
+
+    A GEMM of someone's own may hold some beside its `weight`: experts and their router in one.
+    """
+    if _is_known_gemm(module) or is_norm_or_embedding(module):
+        return ()
+    if isinstance(module, ParametrizationList):
         return ()
     own = module.named_parameters(recurse=False)
     return tuple(name for name, parameter in own if _dimensions(parameter) == _STACK)
+
+
+def inner_products(taps: Iterable[Tap]) -> str | None:
+    """Returns which modules multiply by stacks of matrices where no hook is; None without any."""
+    owners = list(
+        dict.fromkeys(tap.path.rpartition(".")[0] for tap in taps if tap.parameter is not None)
+    )
+    if not owners:
+        return None
+    more = f" and {len(owners) - 1} more" if len(owners) > 1 else ""
+    return f"products inside {owners[0]}{more}, whose weights are stacked in one parameter"
 
 
 def _dimensions(parameter: nn.Parameter) -> int:

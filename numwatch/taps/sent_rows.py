@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from numwatch.snapshot import Cast, Rows, pick_rows
 from numwatch.stats import merge_rows
 from numwatch.stats.layout import AMAX, AMIN, CALLS, SUM
 from numwatch.taps.buffers import (
@@ -19,6 +18,7 @@ from numwatch.taps.buffers import (
     split,
 )
 from numwatch.taps.parcel import Parcel
+from numwatch.tensor_rows import Cast, Rows, pick_rows
 
 Array = npt.NDArray[Any]
 

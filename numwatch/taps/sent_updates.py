@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from numwatch.entries import Column
-from numwatch.snapshot import UPDATE_ROLE, Rows
+from numwatch.snapshot import UPDATE_ROLE
 from numwatch.stats.moments import MOMENTS
 from numwatch.stats.updates import FIGURES, shares_of_updates
 from numwatch.taps.changes import Judged
 from numwatch.taps.parcel import Parcel
 from numwatch.taps.sent_rows import SentRows
 from numwatch.taps.states import StateKind
+from numwatch.tensor_rows import Rows
 
 Floats = npt.NDArray[np.float64]
 
@@ -44,14 +45,14 @@ class SentUpdates:
     """One optimizer's turn: its updates, its state, and the rows of both.
 
     Attributes:
-        optimizer: Position of the optimizer.
+        optimizer: Position of the optimizer; None of one that was not given.
         may_skip: Whether it was called with a flag that may have told it to do nothing.
         parcels: What has to arrive before anything here is read.
     """
 
     def __init__(
         self,
-        optimizer: int,
+        optimizer: int | None,
         may_skip: bool,
         judged: Sequence[Judged],
         states: Sequence[JudgedStates],
@@ -68,7 +69,7 @@ class SentUpdates:
         return self._rows.rows()
 
     def updates(self) -> Iterator[Mapping[str, Column]]:
-        """Yields columns of `snapshot.Update`: of parameters of one size under one format."""
+        """Yields columns of `step_entries.Update`: of parameters of one size under one format."""
         figures = self._figures.tensors()[: len(self._judged)]
         ratio: Column = ()
         applied_sq: Column = ()
@@ -104,7 +105,7 @@ class SentUpdates:
             }
 
     def states(self) -> Iterator[Mapping[str, Column]]:
-        """Yields columns of `snapshot.OptimizerState`: of the same state of some parameters."""
+        """Yields columns of `step_entries.OptimizerState`: of the same state of some parameters."""
         figures = iter(self._figures.tensors()[len(self._judged) :])
         for one in self._states:
             k = len(one.slots)

@@ -10,6 +10,7 @@ from numwatch.taps.captured import is_capturing
 from numwatch.taps.collector import Collector
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import in_backward
+from numwatch.taps.own import own_of
 from numwatch.taps.selection import PARAMETER_ROLES, Tap, is_norm_or_embedding
 from numwatch.taps.traced import Listener, Token, is_traceable, trace, trace_gradient
 
@@ -36,6 +37,7 @@ class TracedModule:
         for role, listener in self._listeners.items():
             self.token.listen(role, listener)
         self._of_attention = isinstance(tap.module, nn.MultiheadAttention)
+        self._own = own_of(tap.module)
 
     def before(self, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Returns the arguments to call the module with: the first one's gradient will be seen."""
@@ -48,8 +50,8 @@ class TracedModule:
     def after(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Returns the output to go on with, after it and the arguments were seen."""
         own = output
-        if self._of_attention:
-            args, kwargs, own = own_of_attention(args, kwargs, output)
+        if self._own is not None:
+            args, kwargs, own = self._own(args, kwargs, output)
         if "input" in self._roles:
             for tensor in _tensors([*args, *kwargs.values()]):
                 trace(tensor, self.token.tensor, "input")
@@ -71,17 +73,6 @@ class TracedModule:
         if type(output) in (tuple, list):
             return type(output)(self._with_gradient(one) for one in output)
         return output
-
-
-def own_of_attention(
-    args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Returns what of an attention's call is its GEMMs'.
-
-    Not the masks, whose -inf are meant, nor the attention weights.
-    """
-    own = {name: given for name, given in kwargs.items() if name in ("query", "key", "value")}
-    return args[:3], own, output[0] if isinstance(output, tuple) else output
 
 
 def _listener(role: str, tap: Tap, gate: Gate, collector: Collector) -> Listener:

@@ -11,6 +11,7 @@ from numwatch.stats import accumulate_rows
 from numwatch.stats.dtypes import dtype_name
 from numwatch.taps.buffers import Buffers
 from numwatch.taps.changes import Judged, Weights, changes_of, judge, weights_before
+from numwatch.taps.given import Given
 from numwatch.taps.moments import States, samples_of, states_of
 from numwatch.taps.parameters import Parameters, Updated
 from numwatch.taps.parcel import Parcel
@@ -22,11 +23,13 @@ class UpdateTaps:
     """Measures each optimizer's first turn of a step, where the step is recorded in full.
 
     Attributes:
+        given: The gradients it was stepped by.
         bytes: The most memory that one turn's samples have taken.
     """
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
+        self.given = Given(parameters)
         self._before: dict[int, list[Weights]] = {}
         self._done: set[int] = set()
         self._parts: list[SentUpdates] = []
@@ -45,23 +48,33 @@ class UpdateTaps:
         """Starts a step, or ends one whose optimizer was skipped."""
         self._before.clear()
         self._done.clear()
+        self.given.forget()
+
+    def see_gradients(self, optimizer: torch.optim.Optimizer, *, has_closure: bool = False) -> None:
+        """Looks at the gradients before a turn, which may be gone when it is over."""
+        if id(optimizer) not in self._done:
+            self.given.look(optimizer, has_closure=has_closure)
 
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Samples the weights, and of narrow ones the optimizer's state."""
         if id(optimizer) not in self._done:
             self._before[id(optimizer)] = weights_before(optimizer, self._parameters)
 
-    def after_step(self, optimizer: torch.optim.Optimizer, position: int) -> None:
+    def after_step(self, optimizer: torch.optim.Optimizer, position: int | None) -> None:
         """Measures what has become of them, all on the device.
 
         Args:
             optimizer: The optimizer.
-            position: Which of all it is.
+            position: Which of all it is; None of one that was not given.
         """
         remembered = self._before.pop(id(optimizer), [])
         self._done.add(id(optimizer))
-        stepped = [kept for one in remembered if (kept := one.stepped()).members]
-        if not stepped:
+        given = self.given
+        stepped = [kept for one in remembered if (kept := one.where(given.has)).members]
+        if remembered:
+            given.learn(optimizer, [one for weights in stepped for one in weights.members])
+        may_skip = isinstance(getattr(optimizer, "found_inf", None), Tensor)
+        if not stepped or (may_skip and position is None):  # whether it skipped nobody will know
             return
         states = states_of(optimizer, [one for weights in stepped for one in weights.members])
         rows = _ParameterRows(
@@ -71,7 +84,7 @@ class UpdateTaps:
         owner = type(optimizer).__name__
         judged: list[Judged] = []
         largest = 0
-        for change in changes_of(optimizer, stepped, self._parameters):
+        for change in changes_of(optimizer, stepped, given.of):
             slots = [f"{one.name}:{UPDATE_ROLE}" for one in change.members]
             self._learn(slots, change.members, change.applied, owner)
             rows.add(slots, change.applied)
@@ -81,10 +94,10 @@ class UpdateTaps:
         for one in states:
             moments.append(self._judge(one, rows, owner))
             largest = max(largest, 2 * sum(t.nbytes for t in moments[-1].figures))
-        may_skip = isinstance(getattr(optimizer, "found_inf", None), Tensor)
         self._parts.append(SentUpdates(position, may_skip, judged, moments, rows.send()))
         held = sum(t.nbytes for weights in remembered for t in weights.tensors())
-        self.bytes = max(self.bytes, held + largest + rows.bytes)
+        self.bytes = max(self.bytes, held + given.bytes + largest + rows.bytes)
+        given.forget()
 
     def take(self) -> list[SentUpdates]:
         """Returns what was measured in the step, on its way to the host."""
@@ -93,7 +106,7 @@ class UpdateTaps:
 
     def _judge(self, states: States, rows: "_ParameterRows", owner: str) -> JudgedStates:
         figures = []
-        for some in samples_of(states):
+        for some in samples_of(states, self.given.of):
             self._learn(some.slots, some.members, some.values, owner)
             rows.add(some.slots, some.values)
             if some.figures is not None:

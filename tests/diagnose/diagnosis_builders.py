@@ -14,8 +14,9 @@ from numwatch.callbacks import NumericsMonitor
 from numwatch.diagnose.evidence import Evidence
 from numwatch.diagnose.finding import Finding
 from numwatch.record import Recorder
-from numwatch.snapshot import Rows, SlotInfo, Snapshot, StepScalars
+from numwatch.snapshot import SlotInfo, Snapshot, StepScalars
 from numwatch.stats import TensorStats, pack_row
+from numwatch.tensor_rows import Rows
 
 
 def slot(module, role, order=0, dtype="float16", fmt="fp16", module_class="Linear"):

@@ -6,16 +6,10 @@ import torch
 import numwatch
 from numwatch.diagnose.evidence import Evidence
 from numwatch.record import Recorder
-from numwatch.snapshot import (
-    Cast,
-    OptimizerState,
-    Rows,
-    SlotInfo,
-    Snapshot,
-    StepScalars,
-    Update,
-)
+from numwatch.snapshot import SlotInfo, Snapshot, StepScalars
 from numwatch.stats import pack_row, tensor_stats
+from numwatch.step_entries import OptimizerState, Update
+from numwatch.tensor_rows import Cast, Rows
 
 
 def evidence(directory, snapshots, infos=(), precision="bf16-mixed"):

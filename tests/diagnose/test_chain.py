@@ -116,3 +116,9 @@ def test_each_rule_has_a_phase_and_the_table_knows_no_other_rule():
 @pytest.mark.parametrize("rule", sorted(PHASE_OF))
 def test_the_table_is_about_rules_that_exist(rule):
     assert rule in {each.__name__.replace("_", "-") for each in RULES}
+
+
+def test_an_overflow_is_not_blamed_on_a_state_that_never_decays():
+    rules = [("state-never-decays", 0, "warning"), ("forward-overflow", 1, "critical")]
+    roots = chain(finding(rule, step, severity) for rule, step, severity in rules)
+    assert [root.rule for root in roots] == ["state-never-decays", "forward-overflow"]

@@ -20,7 +20,7 @@ from torch import nn
 
 import numwatch
 from numwatch.formats import round_to_format
-from numwatch.snapshot import Cast
+from numwatch.tensor_rows import Cast
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,27 @@ def test_overflow_against_nan_in_the_data(tmp_path):
     assert hurting(nan) == ["nan-in-data"]
     assert "loss-scale-collapse-nan" in rules_of(nan)
     assert "loss-scale-collapse-overflow" not in rules_of(nan)
+
+
+def test_an_exponential_that_overflows_against_a_state_that_never_decays(tmp_path):
+    """BF16 weights under Adam's defaults have the one, and the loss the other, first."""
+
+    def exponential(outputs, labels):
+        return outputs.exp().mean()
+
+    def adam(parameters):
+        return torch.optim.Adam(parameters, lr=1e-3)
+
+    x, y = classes()
+    x[6 * 32 :] *= 1e5
+    run = train(
+        tmp_path,
+        Net(mlp(32), exponential, adam),
+        (x.bfloat16(), y),
+        steps=14,
+        precision="bf16-true",
+    )
+    assert hurting(numwatch.diagnose(run)) == ["nan-in-loss", "state-never-decays"]
 
 
 @pytest.mark.parametrize("origin", [True, False])

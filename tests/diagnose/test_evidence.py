@@ -14,7 +14,9 @@ from numwatch import open_run, tensor_stats
 from numwatch.diagnose.evidence import Evidence, evenly
 from numwatch.formats import get_format
 from numwatch.record import Recorder, iter_rows
-from numwatch.snapshot import Cast, OptimizerState, Snapshot, StepScalars, Update
+from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.step_entries import OptimizerState, Update
+from numwatch.tensor_rows import Cast
 
 FORMATS = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 

@@ -8,7 +8,9 @@ from diagnosis_builders import Step, found, layers, make_run, slot, spread
 
 from numwatch.diagnose.rules.gradients import RULES
 from numwatch.record import Recorder
-from numwatch.snapshot import Cast, Shadow, Snapshot, StepScalars
+from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.step_entries import Shadow
+from numwatch.tensor_rows import Cast
 
 INFOS = layers(4)
 

@@ -19,7 +19,8 @@ from numwatch.diagnose.gemms import Gemm, gemm_table, padded
 from numwatch.diagnose.rules.operations import RULES
 from numwatch.diagnose.thresholds import MULTIPLES
 from numwatch.record import Recorder
-from numwatch.snapshot import Operation, Snapshot, StepScalars
+from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.step_entries import Operation
 
 
 @pytest.fixture(autouse=True)

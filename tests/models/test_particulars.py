@@ -52,7 +52,7 @@ def test_tied_embedding_has_one_weight_and_the_gradient_of_both_its_uses(tmp_pat
 
 
 @pytest.mark.parametrize("name", MOE)
-@pytest.mark.parametrize("experts", ["eager", "grouped_mm"])
+@pytest.mark.parametrize("experts", ["eager", "batched_mm", "grouped_mm"])
 def test_experts_without_tokens_have_gradients_of_zero(name, experts, tmp_path):
     entry = ZOO[name]
     count = "num_experts" if name == "qwen2-moe" else "num_local_experts"
@@ -68,8 +68,11 @@ def test_experts_without_tokens_have_gradients_of_zero(name, experts, tmp_path):
     assert rows[up]["amax"] > 0
     for slot in ("gate_up_proj:weight", "down_proj:weight", "down_proj:grad_weight"):
         assert f"{owner}.{slot}" in rows
+    hidden = model.config.hidden_size
     for role in ("input", "output", "grad_output", "grad_input"):
-        assert f"{owner}:{role}" in rows
+        assert rows[f"{owner}:{role}"]["numel"] == 2 * hidden  # not the router's weights
+    (note,) = (event["note"] for event in run.events() if event["kind"] == "unseen")
+    assert note.startswith(f"products inside {owner}")
 
 
 def test_routers_are_gemms_and_plans_leave_experts_alone(tmp_path):

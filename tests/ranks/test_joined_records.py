@@ -116,6 +116,12 @@ def test_scalars_updates_and_states_are_those_of_the_joined_batch(runs, joined, 
                 assert found[name] == pytest.approx(expected[name], rel=1e-5), (key, name)
 
 
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_replicas_that_are_the_same_are_not_told_apart(runs, scenario):
+    run = numwatch.open_run(runs[1] / scenario)
+    assert not [event for event in run.events() if event["kind"] == "unseen"]
+
+
 def test_the_record_says_how_many_ranks_there_were(runs):
     world, directory = runs
     run = numwatch.open_run(directory / "ddp")

@@ -1,6 +1,8 @@
 """What is added up over ranks is what one process would have measured of all of it."""
 
+import math
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from numwatch.ranks.agreement import Agreement
 from numwatch.ranks.join import Share, join
 from numwatch.ranks.tensors import joined_rows, tensors_table
 from numwatch.ranks.updates import joined_updates, updates_table
-from numwatch.snapshot import REPLICATED, Rows, SlotInfo, Snapshot, StepScalars, Update
+from numwatch.snapshot import REPLICATED, SlotInfo, Snapshot, StepScalars
 from numwatch.stats import pack_row, tensor_stats
 from numwatch.stats.updates import FIGURES, swallowing, update_shares
+from numwatch.step_entries import Update
+from numwatch.tensor_rows import Rows
 
 
 def rows_of(tensors: dict[str, torch.Tensor], full: bool = True) -> Rows:
@@ -47,12 +51,13 @@ class LocalGroup:
         return self._gather(blob)
 
 
-def joined_by_all(shares: list[Share]):
+def joined_by_all(shares: list[Share], agreements: list[Agreement] | None = None):
+    agreements = agreements or [Agreement() for _ in shares]
     shared = {"given": [None] * len(shares), "barrier": threading.Barrier(len(shares))}
     results = [None] * len(shares)
 
     def run(rank):
-        results[rank] = join(shares[rank], Agreement(), LocalGroup(rank, shared))
+        results[rank] = join(shares[rank], agreements[rank], LocalGroup(rank, shared))
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(shares))]
     for thread in threads:
@@ -156,6 +161,60 @@ def test_what_all_ranks_hold_whole_counts_once_and_what_one_has_alone_is_there()
         assert numel == {"a:weight": 6, "a:input": 6, "b1:weight": 3, "b2:weight": 3}
         assert {slot.slot for slot in slots} == numel.keys()
         assert snapshot.scalars.loss == 1.0
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_weights_of_one_name_that_differ_between_ranks_are_told_apart(full):
+    def share(rank: int) -> Share:
+        tensors = {
+            "same:weight": torch.ones(3),
+            "experts:weight": torch.tensor([1.0, 2.0 + rank]),
+            f"stage{rank}:weight": torch.full((2,), float(rank)),
+            "experts:input": torch.full((2,), float(rank)),
+        }
+        if full:  # of the same amax
+            tensors["scattered:weight"] = torch.tensor([8.0, 1.0 + rank])
+        slots = [
+            SlotInfo(slot, slot, slot[-6:], "Linear", (1,), "float32", "fp32", 0, REPLICATED)
+            for slot in tensors
+            if slot.endswith("weight")
+        ]
+        slots.append(SlotInfo("experts:input", "experts", "input", "E", (2,), "float32", "fp32", 0))
+        return Share([Snapshot(0, StepScalars(), rows_of(tensors, full))], slots)
+
+    agreements = [Agreement() for _ in range(3)]
+    joined_by_all([share(rank) for rank in range(3)], agreements)
+    expected = ["experts:weight", "scattered:weight"] if full else ["experts:weight"]
+    assert [agreement.apart for agreement in agreements] == [expected] * 3
+
+
+@pytest.mark.parametrize(
+    ("full", "values", "expected"),
+    [
+        (True, [3.0, 4.0], math.sqrt(9 + (9 + 16) / 4**2)),
+        (True, [3.0, math.inf], math.inf),
+        (True, [math.nan, math.inf], math.nan),
+        (False, [3.0, 4.0], None),  # whose rows hold no sums
+    ],
+)
+def test_the_gradient_norm_is_that_of_all_stages_of_a_pipeline(full, values, expected):
+    def share(rank: int) -> Share:
+        tensors = {f"stage{rank}.w:grad_reduced": torch.tensor(values if rank else [12.0])}
+        tensors["shared.w:grad_reduced"] = torch.ones(2)  # is in the first stage's already
+        slots = [
+            SlotInfo(
+                slot, slot[:-13], "grad_reduced", "SGD", (1,), "float32", "fp32", 0, REPLICATED
+            )
+            for slot in tensors
+        ]
+        rows = replace(rows_of(tensors, full), loss_scales=np.full(2, 4.0))
+        scalars = StepScalars(grad_norm=None if rank else 3.0)
+        return Share([Snapshot(0, StepScalars()), Snapshot(1, scalars, rows)], slots)
+
+    for (before, snapshot), _ in joined_by_all([share(rank) for rank in range(2)]):
+        assert before.scalars.grad_norm is None
+        norm = snapshot.scalars.grad_norm
+        assert norm is None if expected is None else norm == pytest.approx(expected, nan_ok=True)
 
 
 def test_ranks_that_scale_or_skip_differently_are_told():

@@ -1,6 +1,7 @@
 """Ranks that skip modules, stop, count otherwise or break: nobody hangs, the record is right."""
 
 import json
+import math
 
 import pytest
 from launch import run_ranks
@@ -10,6 +11,7 @@ import numwatch
 
 UNEVEN = (
     "stages",
+    "local_experts",
     "one_rank_overflows",
     "broken_rank",
     "uneven_steps",
@@ -51,6 +53,19 @@ def test_the_stages_of_a_pipeline_are_all_in_the_record(uneven):
         assert rows[f"stage{stage}:input"]["numel"] == 8
         assert run.slots[f"stage{stage}:input"].dtype == "float32"
         assert rows[f"stage{stage}.weight:update"]["numel"] == 16
+    # Of 16 weights and 4 biases in each stage the gradient is 2.
+    assert run.steps()["grad_norm"].to_pylist() == [pytest.approx(math.sqrt(2 * 20 * 4))]
+
+
+def test_that_ranks_hold_different_experts_under_one_name_is_said(uneven):
+    run = numwatch.open_run(uneven[0] / "local_experts")
+    rows = {row["slot"]: row for row in run.tensors().to_pylist()}
+    assert (rows["expert:weight"]["numel"], rows["expert:weight"]["amax"]) == (16, 1.0)
+    (event,) = (event for event in run.events() if event["kind"] == "unseen")
+    assert event["note"] == (
+        "other ranks' expert:weight: ranks hold different weights under one name, and rank 0's "
+        "alone are recorded, with their updates and state"
+    )
 
 
 def test_the_first_rank_that_overflowed_is_kept(uneven):

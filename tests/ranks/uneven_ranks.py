@@ -80,6 +80,20 @@ def stages(directory: Path) -> None:
         watch.step()
 
 
+def local_experts(directory: Path) -> None:
+    """Each rank has an expert of its own under the same name, beside what all of them share."""
+    model = nn.ModuleDict({"shared": nn.Linear(4, 4), "expert": nn.Linear(4, 4)})
+    nn.init.ones_(model["shared"].weight)
+    nn.init.constant_(model["expert"].weight, 1.0 + dist.get_rank())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with numwatch.watch(model, optimizer, dir=directory, **OPTIONS) as watch:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model["expert"](model["shared"](torch.ones(2, 4))).sum().backward()
+            optimizer.step()
+            watch.step()
+
+
 def broken_rank(directory: Path) -> None:
     """numwatch itself fails on rank 1, after some steps."""
     seen = [0]

@@ -6,16 +6,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from numwatch.record import Recorder
-from numwatch.snapshot import (
-    ROLES,
-    Cast,
-    OptimizerState,
-    Rows,
-    Shadow,
-    Snapshot,
-    StepScalars,
-    Update,
-)
+from numwatch.snapshot import ROLES, Snapshot, StepScalars
 from numwatch.stats import (
     AMAX,
     AMIN,
@@ -32,6 +23,8 @@ from numwatch.stats import (
     SUMSQ,
     ZEROS,
 )
+from numwatch.step_entries import OptimizerState, Shadow, Update
+from numwatch.tensor_rows import Cast, Rows
 
 PARAMETERS = ("blocks.0.fc.weight", "head.bias")
 SLOTS = tuple(f"blocks.{i}.fc:{role}" for i in range(3) for role in ROLES)

@@ -9,14 +9,9 @@ from record_builders import small_rows
 from numwatch.entries import Entries, join_entries
 from numwatch.record.pack import entries_table, tensors_table
 from numwatch.record.thinning import bytes_of
-from numwatch.snapshot import (
-    OptimizerState,
-    Rows,
-    Snapshot,
-    StepScalars,
-    join_rows,
-    pick_rows,
-)
+from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.step_entries import OptimizerState
+from numwatch.tensor_rows import Rows, join_rows, pick_rows
 
 PARTS = [
     {

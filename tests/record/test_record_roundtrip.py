@@ -23,16 +23,10 @@ from numwatch.record import (
 from numwatch.record.pack import tensors_table
 from numwatch.record.schema import TABLES
 from numwatch.record.totals import slot_totals
-from numwatch.snapshot import (
-    Cast,
-    OptimizerState,
-    Shadow,
-    SlotInfo,
-    Snapshot,
-    StepScalars,
-    Update,
-)
+from numwatch.snapshot import SlotInfo, Snapshot, StepScalars
 from numwatch.stats import TensorStats, tensor_stats
+from numwatch.step_entries import OptimizerState, Shadow, Update
+from numwatch.tensor_rows import Cast
 
 DESIGN = {
     "tensors": """attempt step slot numel zeros nans posinfs neginfs amax amin sum sumsq loss_scale

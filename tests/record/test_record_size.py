@@ -7,8 +7,9 @@ import torch
 from record_builders import record
 
 from numwatch import open_run
-from numwatch.snapshot import FORWARD_ROLES, ROLES, Rows, Snapshot, StepScalars
+from numwatch.snapshot import FORWARD_ROLES, ROLES, Snapshot, StepScalars
 from numwatch.stats import AMAX, BINADES, accumulate, accumulate_amax, new_rows
+from numwatch.tensor_rows import Rows
 
 BUDGET = 100
 N_SLOTS, STEPS = 1000, 4

@@ -21,7 +21,8 @@ from numwatch.record import RecordError, keeper, parts, recorder
 from numwatch.record.thinning import ENTRIES, bytes_of, thinned
 from numwatch.report import summarize
 from numwatch.report.terminal import summary_lines
-from numwatch.snapshot import Rows, Snapshot, StepScalars
+from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.tensor_rows import Rows
 
 TESTS = str(Path(__file__).parent)
 

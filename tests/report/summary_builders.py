@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from numwatch.record import Recorder
-from numwatch.snapshot import Cast, Rows, SlotInfo, Snapshot, StepScalars
+from numwatch.snapshot import SlotInfo, Snapshot, StepScalars
 from numwatch.stats import TensorStats, pack_row, tensor_stats
+from numwatch.tensor_rows import Cast, Rows
 
 LOSS_SCALES = (2.0**16, 2.0**15, 2.0**14, 2.0**13)
 

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
-from numwatch.snapshot import GRADIENT_ROLES, Cast, Rows, SlotInfo, Snapshot, StepScalars
+from numwatch.snapshot import GRADIENT_ROLES, SlotInfo, Snapshot, StepScalars
 from numwatch.stats import TensorStats
 from numwatch.stats.layout import pack_row
+from numwatch.tensor_rows import Cast, Rows
 
 
 def powers(counts, *, zeros=0, nans=0, posinfs=0):

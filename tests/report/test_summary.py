@@ -15,7 +15,8 @@ from numwatch.record.totals import slot_totals
 from numwatch.report import summarize
 from numwatch.report.summary import epochs
 from numwatch.report.trajectory import TREND_POINTS
-from numwatch.snapshot import Cast, Snapshot, StepScalars
+from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.tensor_rows import Cast
 
 
 @pytest.fixture

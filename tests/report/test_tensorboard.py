@@ -21,8 +21,9 @@ from numwatch.report.scalars import scalars
 from numwatch.report.tb_curation import NAMED_SLOTS, PARAMETER_HISTOGRAMS
 from numwatch.report.tb_events import log2_histogram
 from numwatch.report.tensorboard import TensorBoardView
-from numwatch.snapshot import ROLES, Rows, Snapshot, StepScalars
+from numwatch.snapshot import ROLES, Snapshot, StepScalars
 from numwatch.stats import AMAX, AMIN, BINADES, COUNTS, NANS, NUMEL, REALS, ZEROS, tensor_stats
+from numwatch.tensor_rows import Rows
 
 GRADIENT = "numwatch_log2/a/grad_output_scaled"
 

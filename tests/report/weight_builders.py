@@ -4,15 +4,9 @@ import torch
 from summary_builders import log_normal, rows, slot
 
 from numwatch.record import Recorder
-from numwatch.snapshot import (
-    OptimizerState,
-    Shadow,
-    SlotInfo,
-    Snapshot,
-    StepScalars,
-    Update,
-)
+from numwatch.snapshot import SlotInfo, Snapshot, StepScalars
 from numwatch.stats import tensor_stats
+from numwatch.step_entries import OptimizerState, Shadow, Update
 
 STORAGES = ("fp16", "bf16", "e4m3", "e5m2")
 

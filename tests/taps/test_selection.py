@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from numwatch.snapshot import ROLES
-from numwatch.taps.selection import clean_path, select, weight_of
+from numwatch.taps.selection import clean_path, inner_products, select, weight_of
 
 
 def names(model, **globs):
@@ -69,6 +69,27 @@ def test_stacks_of_matrices_are_watched_with_what_their_module_takes_and_gives()
         "0.up:weight",
         "0.up:grad_weight",
     }
+
+
+class RoutedExperts(Experts):
+    """A router's matrix and the experts' stacks in one module."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8))
+
+
+def test_stacks_beside_a_matrix_of_the_same_module_are_watched_too():
+    stacks = {f"0.{name}:{role}" for name in ("up", "down") for role in ("weight", "grad_weight")}
+    assert names(nn.Sequential(RoutedExperts())) == stacks | {f"0:{role}" for role in ROLES}
+
+
+def test_whose_products_are_not_seen_is_named():
+    net = nn.Sequential(Experts(), nn.Linear(8, 8), Experts())
+    assert inner_products(select(net)[0]) == (
+        "products inside 0 and 1 more, whose weights are stacked in one parameter"
+    )
+    assert inner_products(select(nn.Sequential(nn.Linear(8, 8), nn.Conv1d(4, 4, 3)))[0]) is None
 
 
 def test_parametrized_convolution_is_no_stack():

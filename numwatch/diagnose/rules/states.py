@@ -100,55 +100,63 @@ def eps_above_sqrt_v(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
-def low_precision_state(evidence: Evidence) -> Iterator[Finding]:
-    """A decay that the state's dtype rounds to 1, or squares of gradients that it flushes."""
-    stuck, flushed = {}, {}
+def state_never_decays(evidence: Evidence) -> Iterator[Finding]:
+    """A decay that the state's dtype rounds to 1."""
+    stuck = {}
     for (slot,), columns in evidence.states.items():
         never = np.flatnonzero((columns["decay"] < 1.0) & (columns["decay_stored"] == 1.0))
         if len(never):
             stuck[slot] = int(columns["step"][never[0]])
+    if not stuck:
+        return
+    slot, step, others = first_and_others(evidence, stuck.items())
+    columns = evidence.states[slot,]
+    at = int(np.searchsorted(columns["step"], step))
+    decay, dtype = float(columns["decay"][at]), str(columns["dtype"][at])
+    yield Finding(
+        rule="state-never-decays",
+        severity="warning",
+        step=step,
+        slot=slot,
+        order=parameter_order(evidence, slot),
+        evidence=(
+            Figure("decay in the state's dtype", 1.0, step),
+            Figure("decay", decay, step),
+        ),
+        cause=f"the decay of {role_of(slot)}, {decay:g}, is 1 in {dtype}: it never forgets",
+        cure=f"{_WIDER}; or `Adam(betas=(0.9, 0.95))`, which BF16 holds",
+        source="closed form; Zamirai et al. 2020 (2010.06192)",
+        others=others,
+    )
+
+
+def low_precision_state(evidence: Evidence) -> Iterator[Finding]:
+    """Squares of gradients that the state's dtype flushes."""
+    flushed = {}
+    for (slot,), columns in evidence.states.items():
         narrow = np.isin(columns["dtype"].astype(str), ("float16", "bfloat16"))
         at = first_confirmed(narrow & (columns["vanished"] >= VANISHED_SHARE))
         if at is not None:
             flushed[slot] = int(columns["step"][at])
-    if stuck:
-        slot, step, others = first_and_others(evidence, stuck.items())
-        columns = evidence.states[slot,]
-        at = int(np.searchsorted(columns["step"], step))
-        decay, dtype = float(columns["decay"][at]), str(columns["dtype"][at])
-        yield Finding(
-            rule="low-precision-state",
-            severity="warning",
-            step=step,
-            slot=slot,
-            order=parameter_order(evidence, slot),
-            evidence=(
-                Figure("decay in the state's dtype", 1.0, step),
-                Figure("decay", decay, step),
-            ),
-            cause=f"the decay of {role_of(slot)}, {decay:g}, is 1 in {dtype}: it never forgets",
-            cure=f"{_WIDER}; or `Adam(betas=(0.9, 0.95))`, which BF16 holds",
-            source="closed form; Zamirai et al. 2020 (2010.06192)",
-            others=others,
-        )
-    if flushed:
-        slot, step, others = first_and_others(evidence, flushed.items())
-        columns = evidence.states[slot,]
-        at = int(np.searchsorted(columns["step"], step))
-        share = float(columns["vanished"][at])
-        yield Finding(
-            rule="low-precision-state",
-            severity="warning",
-            step=step,
-            slot=slot,
-            order=parameter_order(evidence, slot),
-            evidence=(Figure("second moment flushed to 0, share", share, step),),
-            cause=f"{columns['dtype'][at]} flushes the squares of {share:.0%} of the gradients of "
-            f"{path_of(slot)}, whose steps then have no scale",
-            cure=_WIDER,
-            source="closed form: in FP16 g² is 0 for |g| up to 2^-12.5",
-            others=others,
-        )
+    if not flushed:
+        return
+    slot, step, others = first_and_others(evidence, flushed.items())
+    columns = evidence.states[slot,]
+    at = int(np.searchsorted(columns["step"], step))
+    share = float(columns["vanished"][at])
+    yield Finding(
+        rule="low-precision-state",
+        severity="warning",
+        step=step,
+        slot=slot,
+        order=parameter_order(evidence, slot),
+        evidence=(Figure("second moment flushed to 0, share", share, step),),
+        cause=f"{columns['dtype'][at]} flushes the squares of {share:.0%} of the gradients of "
+        f"{path_of(slot)}, whose steps then have no scale",
+        cure=_WIDER,
+        source="closed form: in FP16 g² is 0 for |g| up to 2^-12.5",
+        others=others,
+    )
 
 
 def rms_spike(evidence: Evidence) -> Iterator[Finding]:
@@ -194,7 +202,7 @@ def rms_spike(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
-RULES = (eps_zero, eps_above_sqrt_v, low_precision_state, rms_spike)
+RULES = (eps_zero, eps_above_sqrt_v, state_never_decays, low_precision_state, rms_spike)
 
 
 def _with(evidence: Evidence, name: str) -> Iterator[tuple[str, Columns]]:

@@ -1,0 +1,43 @@
+"""Weights that come to require a gradient when the step has begun already."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.compiler import is_compiling
+from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
+
+from numwatch.taps.fsdp import AtRest, weight_at_rest
+from numwatch.taps.gate import Gate
+from numwatch.taps.hooks import Hook
+from numwatch.taps.selection import Tap
+
+
+def await_gradients(
+    taps: Sequence[Tap], gate: Gate, attach: Callable[[Tap], None], at_rest: AtRest
+) -> list[RemovableHandle]:
+    """Looks again at the weights that are frozen or not made yet, before their module's forward.
+
+    Args:
+        taps: The modules.
+        gate: What the hooks ask.
+        attach: Hooks the weight of a tap, unless it is frozen still or hooked by now.
+        at_rest: The shards of weights that FSDP2 gathers.
+    """
+    handles = []
+    for tap in taps:
+        weight = weight_at_rest(tap, at_rest) if "grad_weight" in tap.slots else None
+        if weight is not None and (is_lazy(weight) or not weight.requires_grad):
+            handles.append(tap.module.register_forward_pre_hook(_LookAgain(tap, gate, attach)))
+    return handles
+
+
+class _LookAgain(Hook):
+    def __init__(self, tap: Tap, gate: Gate, attach: Callable[[Tap], None]) -> None:
+        self._tap, self._gate, self._attach = tap, gate, attach
+
+    def __call__(self, _module: nn.Module, _args: tuple[Any, ...]) -> None:
+        if not is_compiling() and self._gate.open:
+            with self._gate.watching():
+                self._attach(self._tap)

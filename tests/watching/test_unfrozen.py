@@ -1,0 +1,75 @@
+"""Weights that are frozen when a step begins, and not when its forward does."""
+
+import pytest
+import torch
+from torch import nn
+
+from numwatch.schedule import Schedule
+from numwatch.taps.gate import Gate
+from numwatch.watch import Watch
+
+
+def watched(model, every=1):
+    watch = Watch(model, Gate(strict=True), Schedule(every, 0))
+    watch.attach()
+    return watch
+
+
+def rows_of_step(watch, model, step, between=lambda: None):
+    watch.begin(step)
+    between()
+    model(torch.ones(2, 4)).sum().backward()
+    watch.end()
+    (snapshot,) = watch.collect(everything=True)
+    return {row.slot: row.stats for row in snapshot.rows}
+
+
+def test_a_weight_that_is_thawed_within_a_step_shows_its_gradient_in_that_step(count_hooks):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    model[0].requires_grad_(False)
+    watch = watched(model)
+    assert "0:grad_weight" not in rows_of_step(watch, model, 0)
+    rows = rows_of_step(watch, model, 1, lambda: model[0].requires_grad_(True))
+    assert rows["0:grad_weight"].sum == pytest.approx(float(model[0].weight.grad.sum()))
+    later = rows_of_step(watch, model, 2)["0:grad_weight"]
+    assert later.numel == 16  # by one hook still
+    watch.detach()
+    assert count_hooks(model) == 0
+
+
+def test_a_weight_that_its_first_forward_makes_is_seen_in_it():
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3))
+    watch = watched(model)
+    assert rows_of_step(watch, model, 0)["0:grad_weight"].numel == 16
+    watch.detach()
+
+
+def test_an_expert_stack_too():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Parameter(torch.randn(2, 4, 3), requires_grad=False)
+
+        def forward(self, x):
+            return torch.einsum("bi,eio->ebo", x, self.up)
+
+    model = nn.Sequential(nn.Linear(4, 4), Experts())
+    watch = watched(model)
+    rows = rows_of_step(watch, model, 0, lambda: model.requires_grad_(True))
+    assert rows["1.up:grad_weight"].numel == 24
+    watch.detach()
+
+
+def test_steps_that_are_not_recorded_hook_nothing(count_hooks):
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.requires_grad_(False)
+    watch = watched(model, every=10)
+    watch.begin(0)
+    watch.end()
+    watch.begin(1)
+    before = count_hooks(model)
+    model.requires_grad_(True)
+    model(torch.ones(2, 4)).sum().backward()
+    assert count_hooks(model) == before
+    watch.end()
+    watch.detach()

@@ -4,6 +4,7 @@ import gc
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -13,6 +14,18 @@ HELD = ("rss_mib", "files", "threads", "objects")
 def rss_mib() -> float:
     """Returns the resident memory of this process in MiB (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20
+
+
+def reset_peak() -> None:
+    """Has `peak_mib` forget what came before, where the system allows it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
+    """Returns the most resident memory this process had since then in MiB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
 
 def held() -> dict[str, float]:

@@ -8,7 +8,8 @@ Linears trains beside a bare twin; over steps, one size of it trains longer; ove
 Linears and their batch grow. Host seconds are what the record says numwatch took of a step; the
 ratio is that of pairs. Memory is told three ways: bytes on the device (`watch` says so itself),
 Python's (tracemalloc, at its peak over the watching, in a run of its own) and what the process's
-resident memory grew by over the watching.
+resident memory grew by over the watching: when it is over, and at its peak, to which the diagnosis
+at the end belongs.
 """
 
 import argparse
@@ -29,8 +30,8 @@ RESULTS = Path(__file__).parent / "results"
 SLOTS = (10, 100, 1_000, 10_000)
 STEPS = (60, 240, 960)
 WIDTHS = (64, 128, 256, 512, 1_024)
-CLAIM_SLOTS, CLAIM_SECONDS, CLAIM_MIB = 10_000, 0.1, 100.0
-"""At so many slots a full step's host work and numwatch's memory stay below these."""
+CLAIM_SLOTS, CLAIM_SECONDS, CLAIM_MIB = 10_000, 0.1, 95.0
+"""At so many slots a full step's host work and numwatch's memory, 100 MB, stay below these."""
 COLUMNS = {
     "slots": "{:g}",
     "steps": "{:g}",
@@ -42,6 +43,7 @@ COLUMNS = {
     "device_mib": "{:.2f}",
     "python_mib": "{:.1f}",
     "rss_mib": "{:.1f}",
+    "peak_mib": "{:.1f}",
     "bytes_per_row": "{:.0f}",
 }
 
@@ -87,8 +89,8 @@ def claims(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     row = next((row for row in rows if row["slots"] >= 0.99 * CLAIM_SLOTS), None)
     if row is None:
         return None
-    # Of memory the largest honest figure: what the process grew by.
-    seconds, mib = row["full_ms"] / 1e3, row["rss_mib"]
+    # Of memory the largest honest figure: what the process grew by at its peak.
+    seconds, mib = row["full_ms"] / 1e3, row["peak_mib"]
     return {
         "slots": row["slots"],
         "full_seconds": seconds,

@@ -12,7 +12,7 @@ import tracemalloc
 from pathlib import Path
 
 import torch
-from counting import rss_mib
+from counting import peak_mib, reset_peak, rss_mib
 from torch import Tensor, nn
 
 import numwatch
@@ -81,6 +81,7 @@ def main() -> None:
         run_once(Training(1, 16, 16, args.device), Path(directory) / "warm")  # loads what is lazy
         for _ in range(3):
             seconds(bare, None), seconds(watched, None)
+        reset_peak()
         resident = rss_mib()
         if args.trace:
             tracemalloc.start()
@@ -96,7 +97,7 @@ def main() -> None:
                 if step >= EVERY:
                     ratios[ROUND[step % EVERY]].append(times[watched] / times[bare])
         traced = tracemalloc.get_traced_memory()[1] / 2**20
-        grown = rss_mib() - resident
+        grown, most = rss_mib() - resident, peak_mib() - resident
         found = {"python_mib": round(traced, 2)}
         found = found if args.trace else of_record(Path(directory) / "run")
     if not args.trace:
@@ -104,6 +105,7 @@ def main() -> None:
             f"{kind}_ratio": round(statistics.median(r), 3) for kind, r in ratios.items() if r
         }
         found["rss_mib"] = round(grown, 2)
+        found["peak_mib"] = round(most, 2)
     found |= {"elements": args.width**2} if args.width else {}
     found |= {"steps": args.steps} if args.steps else {}
     print(json.dumps(found))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from numwatch.diagnose import Finding, diagnose
 from numwatch.record import Run
+from numwatch.record.spare_memory import give_back
 
 ROWS = 2_000_000
 """Rows up to which a record is diagnosed beside the run: some 4 s. Policy."""
@@ -59,6 +60,7 @@ class LiveDiagnosis:
             return ()
         began = time.perf_counter()
         self.findings = tuple(diagnose(run, first=first))
+        give_back()
         took = time.perf_counter() - began
         self._last, self._spent, self._longest = step, self._spent + took, max(took, self._longest)
         found = [each for each in _critical(self.findings) if each.rule not in self._told]

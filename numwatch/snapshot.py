@@ -24,7 +24,7 @@ In both the path before the colon is the parameter's own: `blocks.0.fc.weight:ex
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SlotInfo:
     """One place numbers are caught at: a module path and a role.
 

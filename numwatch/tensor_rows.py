@@ -125,16 +125,16 @@ def pick_rows(rows: Rows, seen: npt.NDArray[np.int64]) -> Rows:
         numbers = (rows.counts[seen], rows.reals[seen], rows.loss_scales[seen])
         return Rows(slots, *numbers, casts, rows.full)
     pieces = [slice(int(own[0]), int(own[-1]) + 1) for own in np.split(seen, ends)]
-    return join_rows(
-        [
-            Rows(
-                rows.slots[at],
-                rows.counts[at],
-                rows.reals[at],
-                rows.loss_scales[at],
-                rows.casts[at],
-                rows.full,
-            )
-            for at in pieces
-        ]
+    return join_rows([cut_rows(rows, at) for at in pieces])
+
+
+def cut_rows(rows: Rows, at: slice) -> Rows:
+    """Returns a piece of the rows, a view."""
+    return Rows(
+        rows.slots[at],
+        rows.counts[at],
+        rows.reals[at],
+        rows.loss_scales[at],
+        rows.casts[at],
+        rows.full,
     )

@@ -163,6 +163,7 @@ class Watch:
         self.gate.switch(Mode.OFF)
         _remove(self._handles)
         self._hooked_weights.clear()
+        self._collector.drop_rows()
 
     def pause(self) -> None:
         """Takes the hooks off the modules for a validation.

@@ -14,6 +14,8 @@ from numwatch.record.ahead import read_ahead
 from numwatch.record.slot_formats import judged_format
 from numwatch.snapshot import SlotInfo
 
+AHEAD_ROWS = 500_000
+"""Reading one piece while another is looked at saves a second from so many rows on, not memory."""
 Columns = dict[str, npt.NDArray[Any]]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -41,7 +43,8 @@ def read_columns(
     columns: Columns = {}
     cuts = _Cuts(run.slots)
     filled, rows = 0, run.rows("tensors")
-    for table in read_ahead(run.batches("tensors", first=first)):
+    tables = run.batches("tensors", first=first)
+    for table in read_ahead(tables) if rows > AHEAD_ROWS else tables:
         if table.num_rows:
             for name, values in _columns(table, places, cuts).items():
                 whole = columns.setdefault(name, np.empty(rows, values.dtype))

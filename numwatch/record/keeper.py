@@ -1,7 +1,7 @@
 """`Keeper`: what one attempt writes, in order. It knows no threads; one at a time may call it."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,13 +11,14 @@ from numwatch.record.manifest import Manifest, rewrite
 from numwatch.record.pack import blocks_table, entries_table, steps_table, tensors_table
 from numwatch.record.parts import write_part
 from numwatch.record.schema import TABLES
+from numwatch.record.spare_memory import give_back
 from numwatch.record.thinning import ENTRIES, bytes_of
 from numwatch.snapshot import SlotInfo, Snapshot
 
 PACK_BYTES = 2 << 20
 """Snapshots are packed as soon as so many bytes of them wait: a thousand rows."""
-MAX_PACKED_BYTES = 8 << 20
-"""Packed tables are written as soon as they take so much: 23,000 full rows."""
+MAX_PACKED_BYTES = 4 << 20
+"""Packed tables are written as soon as they take so much: 11,000 full rows."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,33 @@ class Keeper:
     What can't be written stays, to be tried again at the next flush. Beside one step's own arrays
     at most PACK_BYTES of unpacked and MAX_PACKED_BYTES of packed rows wait, and Parquet's copy of
     the part being written.
+
+    Attributes:
+        due: Whether the last snapshot calls for a flush.
     """
 
     def __init__(
         self, directory: Path, attempt: int, manifest: Manifest, flush_seconds: float
     ) -> None:
         self.directory, self.attempt = directory, attempt
-        self._manifest, self._described = manifest, True
+        self._manifest = manifest
+        self._undescribed: SlotTable | None = None
         self._flush_seconds, self._flushed_at = flush_seconds, time.monotonic()
         self._unpacked: list[Snapshot] = []
         self._unpacked_bytes = 0
         self._steps: list[Snapshot] = []
         self._packed: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
         self._packed_bytes = 0
+        self.due = False
         self._parts = dict.fromkeys(TABLES, 0)
         self._events: list[bytes] = []
         self._torn = False
 
     def take(self, item: Item) -> None:
-        """Keeps an item; events and slots are written at once, snapshots when it is time to.
+        """Keeps an item; events and slots are written at once, snapshots at a flush.
+
+        Whether that is `due` now is the caller's to ask: when it has let go of the snapshot, whose
+        rows take more memory than they do packed.
 
         Raises:
             OSError: The disk is full or not writable; the item is kept nevertheless.
@@ -71,16 +80,14 @@ class Keeper:
             self._events.append(item.line)
             self._write_events()
         elif isinstance(item, SlotTable):
-            slots = [asdict(slot) for slot in item.slots]
-            self._manifest, self._described = {**self._manifest, "slots": slots}, False
+            self._undescribed = item
             self._write_manifest()
         else:
             self._unpacked.append(item)
             self._unpacked_bytes += bytes_of(item)
             if self._unpacked_bytes >= PACK_BYTES:
                 self._pack()
-            if self._packed_bytes >= MAX_PACKED_BYTES or self.seconds_left() == 0.0:
-                self.flush()
+            self.due = self._packed_bytes >= MAX_PACKED_BYTES or self.seconds_left() == 0.0
 
     def seconds_left(self) -> float | None:
         """Returns how long until a flush is due; None where no rows wait for one."""
@@ -94,7 +101,7 @@ class Keeper:
         Raises:
             OSError: The disk is full or not writable; what was not written still waits.
         """
-        self._flushed_at = time.monotonic()
+        self._flushed_at, self.due = time.monotonic(), False
         self._write_events()
         self._write_manifest()
         self._pack()
@@ -107,6 +114,7 @@ class Keeper:
                 self._write_part(name, pa.concat_tables(tables))
                 self._packed[name] = []
         self._packed_bytes = 0
+        give_back()
 
     def _pack(self) -> None:
         some = self._unpacked
@@ -139,6 +147,6 @@ class Keeper:
         self._torn, self._events = False, []
 
     def _write_manifest(self) -> None:
-        if not self._described:
-            rewrite(self.directory, self.attempt, self._manifest)
-            self._described = True
+        if self._undescribed is not None:
+            rewrite(self.directory, self.attempt, self._manifest, self._undescribed.slots)
+            self._undescribed = None

@@ -8,8 +8,10 @@ import errno
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ _ORDERS = 1 << 53
 """Orders are compared as doubles, and JSON's integers have no end."""
 LARGEST = 64 * MIB
 """Bytes a manifest may have; one of 100,000 slots has about 20 million."""
+_WRITTEN = tuple(field.name for field in fields(SlotInfo))
+_values_of = attrgetter(*_WRITTEN)
 
 Manifest = dict[str, Any]
 
@@ -72,10 +76,13 @@ def claim_attempt(directory: Path, manifest: Mapping[str, Any]) -> int:
             return attempt
 
 
-def rewrite(directory: Path, attempt: int, manifest: Mapping[str, Any]) -> None:
+def rewrite(
+    directory: Path, attempt: int, manifest: Mapping[str, Any], slots: Sequence[SlotInfo]
+) -> None:
     """Replaces an attempt's manifest; a reader sees the old or the new one whole."""
     path = manifest_path(directory, attempt)
-    temporary = _write_temporary(path, {"schema": SCHEMA_VERSION, "attempt": attempt, **manifest})
+    content = {"schema": SCHEMA_VERSION, "attempt": attempt, **manifest}
+    temporary = _write_temporary(path, content, slots)
     temporary.replace(path)
 
 
@@ -139,7 +146,7 @@ def _slot_info(entry: Any) -> SlotInfo | None:
 
 def _create(path: Path, content: Manifest) -> bool:
     """Writes a new file whole; returns False where the file exists already."""
-    temporary = _write_temporary(path, content)
+    temporary = _write_temporary(path, content, ())
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -156,16 +163,26 @@ def _create(path: Path, content: Manifest) -> bool:
     return True
 
 
-def _write_temporary(path: Path, content: Manifest) -> Path:
+def _write_temporary(path: Path, content: Manifest, slots: Sequence[SlotInfo]) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open_new(temporary) as file:
-            file.write((json.dumps(content, indent=1, default=str) + "\n").encode())
+            file.writelines(piece.encode() for piece in _pieces(content, slots))
     except OSError:
         with suppress(OSError):  # the first error tells more
             temporary.unlink(missing_ok=True)
         raise
     return temporary
+
+
+def _pieces(content: Manifest, slots: Sequence[SlotInfo]) -> Iterator[str]:
+    """Yields the text of a manifest, a slot a line: of thousands the whole would take memory."""
+    yield json.dumps(content, indent=1, default=str).removesuffix("\n}")
+    before = ',\n "slots": [\n  '
+    for slot in slots:
+        yield before + json.dumps(dict(zip(_WRITTEN, _values_of(slot), strict=True)))
+        before = ",\n  "
+    yield "\n ]\n}\n" if slots else ',\n "slots": []\n}\n'
 
 
 def _one_line(error: Exception) -> str:

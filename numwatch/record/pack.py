@@ -13,10 +13,10 @@ from numwatch.record.schema import BLOCKS, STEPS, TABLES, TENSORS
 from numwatch.snapshot import Snapshot, StepScalars
 from numwatch.stats.binades import BINADE_MIN
 from numwatch.stats.layout import AMAX_ONLY, BINADES, COUNT_COLUMNS, REAL_COLUMNS
-from numwatch.tensor_rows import Rows
+from numwatch.tensor_rows import Rows, cut_rows
 
 _BATCH = 2_000
-"""Rows that are packed together."""
+"""Rows that are packed together, at most."""
 
 
 def steps_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
@@ -40,15 +40,25 @@ def tensors_table(snapshots: Sequence[Snapshot], attempt: int) -> pa.Table:
 
 
 def _batches(parts: Sequence[tuple[int, Rows]]) -> Iterator[list[tuple[int, Rows]]]:
-    """Yields small parts together, and large ones alone: those are not copied for it."""
+    """Yields small parts together and large ones in pieces, which takes little memory either way.
+
+    Pieces of large parts stand alone: those are not copied for it.
+    """
     some: list[tuple[int, Rows]] = []
-    for part in parts:
+    for part in _pieces(parts):
         if sum(len(rows) for _, rows in [*some, part]) > _BATCH and some:
             yield some
             some = []
         some.append(part)
     if some:
         yield some
+
+
+def _pieces(parts: Sequence[tuple[int, Rows]]) -> Iterator[tuple[int, Rows]]:
+    for step, rows in parts:
+        for start in range(0, len(rows), _BATCH):
+            piece = slice(start, start + _BATCH)
+            yield step, rows if len(rows) <= _BATCH else cut_rows(rows, piece)
 
 
 def _rows_table(parts: Sequence[tuple[int, Rows]], attempt: int) -> pa.Table:

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 LARGEST = 1 << 30
-"""Bytes of memory a part's rows may take. numwatch's own take 8 MiB, or one step's rows."""
+"""Bytes of memory a part's rows may take. numwatch's own take some MiB, or one step's rows."""
 _WIDTH = 8
 """Bytes of a number, or of a list's or text's end."""
 _STRINGS = "BYTE_ARRAY"

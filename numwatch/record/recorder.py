@@ -44,7 +44,7 @@ class Recorder:
     and nothing waits but `flush` and `close`. In memory are at most MAX_WAITING_BYTES of snapshots,
     or one step's where that alone is more; another step's that is being packed; PACK_BYTES of
     unpacked and MAX_PACKED_BYTES of packed rows (see `Keeper`), and Parquet's copy of the latter:
-    42 MiB, or 18 MiB and twice a step's rows of 2.2 KiB. Scalars and events come on top, each half
+    34 MiB, or 10 MiB and twice a step's rows of 2.2 KiB. Scalars and events come on top, each half
     a KiB.
 
     A process that was forked off may call everything, and nothing happens.
@@ -93,7 +93,6 @@ class Recorder:
             "arguments": dict(arguments),
             "versions": {"numwatch": _own_version(), **(versions or {})},
             "flags": dict(flags or {}),
-            "slots": [],
         }
         with _writing(directory):
             directory.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from numwatch.record.parts import DAMAGED, Part, open_part, part_files, read_part
 from numwatch.record.schema import TABLES
+from numwatch.record.spare_memory import give_back
 
 Steps = npt.NDArray[np.int64]
 
@@ -76,6 +77,8 @@ class Tables:
                 table = table if condition is None else table.filter(condition)
             if table.num_rows:
                 yield table.select(names)
+            del table
+            give_back()
 
     def _open_parts(self, name: str) -> list[Part]:
         parts = []

@@ -106,16 +106,23 @@ class Writer:
             if self._thread is not None:
                 return
         while self._queue:
-            self._do(self._next())
+            self._do_next()
 
     def _run(self) -> None:
         ending = False
         while True:
-            ending = self._do(self._next()) or ending  # no name here keeps an item alive
+            ending = self._do_next() or ending
             with self._changed:
                 if ending and not self._queue:
                     self._thread = None
                     return
+
+    def _do_next(self) -> bool:
+        """Does what comes next, and the flush that calls for; returns whether it is the last."""
+        last = self._do(self._next())  # no name here keeps an item alive
+        if self._keeper.due:
+            self._do(None)
+        return last
 
     def _next(self) -> Item | _Flush | None:
         """Waits for the next item; None where it is time to flush."""

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from numwatch.stats.layout import AMIN, COUNTS, REALS
 from numwatch.stats.rows import merge_rows
+from numwatch.taps.host_memory import zeros_on_host
 
 CAST_SCALE, CAST_FLUSHED, CAST_SATURATED, CAST_CALLS = range(4)
 """Columns of what a library's own casts did: the last scale, and sums over the step."""
@@ -43,9 +44,12 @@ class Buffers:
         return released
 
     def _allocate(self) -> None:
+        columns = self._n * (COUNTS + REALS + _CASTS)
         with torch.inference_mode(mode=False):
-            self.packed = torch.zeros(
-                self._n * (COUNTS + REALS + _CASTS), dtype=torch.int64, device=self._device
+            self.packed = (
+                zeros_on_host(columns)
+                if self._device.type == "cpu"
+                else torch.zeros(columns, dtype=torch.int64, device=self._device)
             )
         self.counts, self.reals, self.casts = split(self.packed, self._n)
         self.reals[:, AMIN] = torch.inf

@@ -236,6 +236,10 @@ class Collector:
         self._writer = None
         return rows, blocks
 
+    def drop_rows(self) -> None:
+        """Lets go of the rows of a step that does not end, but for those that graphs write to."""
+        self._buffers = {on: buffers for on, buffers in self._buffers.items() if buffers.fixed}
+
     def _switch(self, mode: Mode) -> None:
         self._writer = None
         self._captured.switch(mode)

@@ -25,10 +25,10 @@ def test_exponents_leave_out_points_that_a_fixed_cost_rules():
 
 
 def test_a_claim_holds_by_time_and_memory_both():
-    row = {"slots": 9_996, "full_ms": 99.0, "rss_mib": 99.0}
+    row = {"slots": 9_996, "full_ms": 99.0, "peak_mib": 94.0}
     assert claims([row])["holds"]
     assert not claims([{**row, "full_ms": 101.0}])["holds"]
-    assert not claims([{**row, "rss_mib": 101.0}])["holds"]
+    assert not claims([{**row, "peak_mib": 96.0}])["holds"]
     assert claims([{**row, "slots": 1_000}]) is None
 
 
@@ -39,4 +39,5 @@ def test_a_point_counts_seven_rows_to_a_linear():
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["slots"] in (20, 21)  # the first Linear's input has no gradient
     assert 0 < found["off_ms"] < found["full_ms"]
+    assert found["rss_mib"] <= found["peak_mib"]
     assert 0 < found["bytes_per_row"] < found["record_bytes_per_row"]

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,8 @@ from numwatch.record import RecordError, keeper, parts, recorder
 from numwatch.record.thinning import ENTRIES, bytes_of, thinned
 from numwatch.report import summarize
 from numwatch.report.terminal import summary_lines
-from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.snapshot import SlotInfo, Snapshot, StepScalars
+from numwatch.stats.layout import BINADES
 from numwatch.tensor_rows import Rows
 
 TESTS = str(Path(__file__).parent)
@@ -248,6 +251,47 @@ def test_packed_rows_are_small_while_they_wait(tmp_path):
     assert isinstance(rows, Rows)
 
 
+def test_a_step_is_gone_before_its_part_is_written(tmp_path, monkeypatch):
+    """Its rows take six times what they do packed, and Parquet's copy comes on top."""
+    monkeypatch.setattr(keeper, "PACK_BYTES", 1)
+    monkeypatch.setattr(keeper, "MAX_PACKED_BYTES", 1)
+    kept: list[weakref.ref[Snapshot]] = []
+    alive = []
+    write = parts.pq.write_table
+
+    def look(*args, **options):
+        alive.append(kept[-1]() is not None)
+        write(*args, **options)
+
+    monkeypatch.setattr(parts.pq, "write_table", look)
+    with record(tmp_path) as one:
+        for step in range(3):
+            whole = snapshot(step)
+            kept.append(weakref.ref(whole))
+            one.write(whole)
+            del whole
+            one.flush()
+    assert len(alive) >= 6
+    assert not any(alive)
+
+
+def test_packing_a_large_step_takes_little_beside_it():
+    from numwatch.record.pack import tensors_table
+
+    slots = tuple(f"blocks.{i}.fc:input" for i in range(20_000))
+    rows = small_rows(0, slots)
+    rows.counts[:, 100:130] = np.arange(1, 31) * 1000
+    whole = Snapshot(0, StepScalars(), rows)
+    tracemalloc.start()
+    packed = tensors_table([whole], 0)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken < packed.nbytes
+    assert packed["slot"].to_pylist() == list(slots)
+    trimmed = [np.trim_zeros(counts[:BINADES]).tolist() for counts in rows.counts]
+    assert packed["binades"].to_pylist() == trimmed
+
+
 def test_a_process_that_was_forked_off_writes_nothing_and_does_not_hang(tmp_path, disk):
     disk.runs.clear()
     one = record(tmp_path, flush_seconds=0.0)
@@ -337,10 +381,24 @@ def test_an_interpreter_that_ends_without_a_close(tmp_path, way, code):
 
 
 def test_slots_are_those_of_the_last_description(tmp_path):
-    from numwatch.snapshot import SlotInfo
-
     with record(tmp_path) as one:
         for count in (1, 2):
             one.describe([SlotInfo(slot, "fc", "input", "Linear") for slot in SLOTS[:count]])
         one.flush()
         assert list(open_run(tmp_path).slots) == list(SLOTS[:2])
+
+
+def test_thousands_of_slots_are_written_in_little_memory_and_let_go_of(tmp_path):
+    slots = [SlotInfo(f"{i}:input", f"{i}", "input", "Linear", (i, 2)) for i in range(5_000)]
+    with record(tmp_path) as one:
+        one.describe([])
+        one.flush()
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        one.describe(slots)
+        one.flush()
+        after, most = (seen - before for seen in tracemalloc.get_traced_memory())
+        tracemalloc.stop()
+    assert most < 1 << 19  # of them written: 750 KB
+    assert after < 1 << 16
+    assert list(open_run(tmp_path).slots.values()) == slots

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from trainer_cases import OLD_AUTOCAST
 from trainer_huggingface import Watched, WithLoss, arguments, examples
 from trainer_nets import PLAIN
 from trainer_witness import Witness, are_same
@@ -17,6 +18,8 @@ import numwatch
 from numwatch.callbacks.huggingface import NumericsCallback
 
 EVERY = {"every_n_steps": 1, "strict": True, "summary": False}
+
+pytestmark = pytest.mark.filterwarnings(f"ignore:{OLD_AUTOCAST}:FutureWarning")
 
 
 def gpt2():

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchao.float8 import Float8LinearConfig
+from versions import needs, needs_scaled_mm
 
 from numwatch.callbacks import Float8Training
 from numwatch.callbacks._torchao import scaled_mm_fault
@@ -20,6 +21,11 @@ from numwatch.taps.float8 import is_float8_linear
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec"),
+]
+
+needs_rows = needs("torchao", "0.13", "emulated products of row scales under autocast")
+RECIPES_UNDER_AUTOCAST = [
+    pytest.param(recipe, marks=() if recipe == "tensorwise" else needs_rows) for recipe in RECIPES
 ]
 
 
@@ -171,15 +177,25 @@ def test_parameters_keep_their_identity_and_the_optimizer_moves_them():
     assert all(not torch.equal(after[name], values[name]) for name in values)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "32-true"])
+@pytest.mark.parametrize("precision", ["bf16-true", "32-true"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_training_lowers_the_loss(recipe, precision):
+    lowers_the_loss(recipe, precision)
+
+
+@pytest.mark.parametrize("recipe", RECIPES_UNDER_AUTOCAST)
+def test_training_under_autocast_lowers_the_loss(recipe):
+    lowers_the_loss(recipe, "bf16-mixed")
+
+
+def lowers_the_loss(recipe, precision):
     model, callback = Model(), Float8Training(recipe)
     fit(model, callback, precision=precision, steps=60)
     assert model.losses[-1] < 0.5 * model.losses[0]
     assert converted(model)
 
 
+@needs_scaled_mm
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_emulated_agrees_with_real(recipe):
     x, grad_output = torch.randn(48, 64), torch.randn(48, 64)
@@ -200,7 +216,7 @@ def test_emulated_agrees_with_real(recipe):
         torch.testing.assert_close(emulated, real, rtol=rounding, atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES_UNDER_AUTOCAST)
 def test_under_cpu_autocast_the_gemm_takes_what_autocast_gives(recipe):
     model = Model()
     fit(model, Float8Training(recipe), steps=1)
@@ -215,6 +231,7 @@ def test_under_cpu_autocast_the_gemm_takes_what_autocast_gives(recipe):
     assert model.fc1(x).dtype is torch.float32
 
 
+@needs_rows
 def test_says_which_layers_and_how(caplog):
     with caplog.at_level("INFO"):
         fit(Model(), Float8Training("rowwise", emulate=True), steps=1)
@@ -223,7 +240,7 @@ def test_says_which_layers_and_how(caplog):
     ) in caplog.text
 
 
-@pytest.mark.parametrize("emulate", [None, False])
+@pytest.mark.parametrize("emulate", [pytest.param(None, marks=needs_rows), False])
 def test_a_device_without_scaled_mm(monkeypatch, caplog, emulate):
     def missing(*_args, **_kwargs):
         raise RuntimeError("no such kernel\nat line 3")

@@ -328,7 +328,7 @@ def test_unwritable_directory_warns_and_the_fit_goes_on(tmp_path):
 def test_monitor_is_copied_and_its_model_averaged(tmp_path):
     pl = importlib.import_module("pytorch_lightning")
     if not hasattr(pl.callbacks, "WeightAveraging"):
-        pytest.skip("this Lightning averages no weights")
+        pytest.skip(f"Lightning {pl.__version__} averages no weights")
     averaging = pl.callbacks.WeightAveraging()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*in-place.*")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from emulate_builders import ROWWISE, operand, plan_for
 from torch import nn
+from versions import needs, needs_scaled_mm
 
 from numwatch.callbacks.scaled_mm import without_onednn
 from numwatch.emulate import emulate
@@ -42,7 +43,13 @@ def converted(model, recipe, *, emulated):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("emulated", [True, False], ids=["emulated", "scaled_mm"])
+@pytest.mark.parametrize(
+    "emulated",
+    [
+        pytest.param(True, id="emulated"),
+        pytest.param(False, id="scaled_mm", marks=needs_scaled_mm),
+    ],
+)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_float8_linear(recipe, bias, emulated, seed):
@@ -85,8 +92,7 @@ def test_float8_linear(recipe, bias, emulated, seed):
 @pytest.mark.parametrize("name", ["e4m3", "e5m2"])
 def test_casts_of_tensors_and_rows_are_the_same_bits(name, power_of_two, axis):
     from torchao.float8.config import ScalingGranularity
-    from torchao.float8.float8_scaling_utils import hp_tensor_to_float8_dynamic
-    from torchao.float8.float8_training_tensor import LinearMMConfig
+    from torchao.float8.float8_scaling_utils import LinearMMConfig, hp_tensor_to_float8_dynamic
 
     fmt = FORMATS[name]
     x = torch.randn(48, 64) * torch.exp2(5 * torch.randn(48, 64))
@@ -105,9 +111,11 @@ def test_casts_of_tensors_and_rows_are_the_same_bits(name, power_of_two, axis):
     assert torch.equal(round_fp32(x * scale, fmt), theirs._data.float())
 
 
+needs_dequantize = needs("torchao", "0.15", "dequantize(dtype) of a block format")
 RULES = {"floor": "FLOOR", "ceil": "CEIL", "even": "EVEN", "rceil": "RCEIL"}
 
 
+@needs_dequantize
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", ["mxfp8-e4m3", "mxfp8-e5m2", "mxfp4"])
 def test_mx_casts_are_torchaos(name, rule):
@@ -124,6 +132,7 @@ def test_mx_casts_are_torchaos(name, rule):
     assert torch.equal(ours, theirs)
 
 
+@needs_dequantize
 def test_nvfp4_casts_are_torchaos_where_no_block_scale_is_tiny():
     from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
 

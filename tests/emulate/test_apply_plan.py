@@ -4,6 +4,7 @@ import pytest
 import torch
 from emulate_builders import DELAYED, FP8, NVFP4, Net, fit, operand, plan_for, triple
 from torch import nn
+from versions import needs_scaled_mm
 
 from numwatch.callbacks import ApplyPlan, EmulatePrecision, Float8Training
 from numwatch.callbacks import scaled_mm as kernels
@@ -23,6 +24,7 @@ def _same_switches():
     assert torch.backends.mkldnn.enabled == before
 
 
+@needs_scaled_mm
 def test_each_module_gets_its_own_formats_and_scales():
     model, callback = Net(), ApplyPlan(MIXED)
     fit(model, callback)
@@ -53,6 +55,7 @@ def test_the_same_training_as_emulated():
         assert (one - other).norm() < 0.02 * other.norm()
 
 
+@needs_scaled_mm
 def test_a_second_fit_changes_nothing():
     model, callback = Net(), ApplyPlan(MIXED)
     fit(model, callback)
@@ -110,6 +113,7 @@ class Boom(Net):
         return super().training_step(batch, index)
 
 
+@needs_scaled_mm
 @pytest.mark.parametrize("callback", [lambda: ApplyPlan(MIXED), Float8Training])
 def test_onednn_is_off_within_the_fit_where_it_is_slow(callback, monkeypatch, caplog):
     """The autouse fixture sees that it is on again, after an exception too."""
@@ -119,6 +123,7 @@ def test_onednn_is_off_within_the_fit_where_it_is_slow(callback, monkeypatch, ca
     assert "1000 times as long" in caplog.text
 
 
+@needs_scaled_mm
 def test_onednn_stays_where_it_is_fast(monkeypatch):
     monkeypatch.setattr(kernels, "onednn_slowdown", lambda: 0.5)
     seen = []
@@ -132,10 +137,12 @@ def test_onednn_stays_where_it_is_fast(monkeypatch):
     assert seen == [torch.backends.mkldnn.enabled]
 
 
+@needs_scaled_mm
 def test_the_slowdown_is_a_ratio():
     assert kernels.onednn_slowdown() > 0
 
 
+@needs_scaled_mm
 @pytest.mark.parametrize("make", [lambda: ApplyPlan(MIXED), Float8Training])
 def test_a_new_callback_on_a_converted_model_knows_its_kernels(make, monkeypatch):
     monkeypatch.setattr(kernels, "onednn_slowdown", lambda: 1000.0)

@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 import torch
 from plan_builders import gemm, operand
 from torch import nn
+from versions import needs
 
 from numwatch.callbacks import ApplyPlan
 from numwatch.errors import NumwatchError
@@ -18,6 +19,7 @@ POWERS = dict.fromkeys(HYBRID, "e4m3 current:power_of_two=true")
 ROWS = dict.fromkeys(HYBRID, "e4m3 rowwise:power_of_two=true")
 RCEIL = dict.fromkeys(HYBRID, "mxfp8-e4m3 mx:rule=rceil")
 FLOOR = dict.fromkeys(HYBRID, "mxfp8-e4m3 mx")
+needs_prototypes = needs("torchao", "0.18", "what trains in MXFP8 and NVFP4")
 BLOCKS = dict.fromkeys(HYBRID, "block-fp8-1x128 block")
 
 
@@ -84,6 +86,7 @@ def emulated(code):
     return imported + code.replace("scale_calculation_mode", chosen)
 
 
+@needs_prototypes
 def test_mxfp8_trains_weights_and_biases_and_rounds_by_its_rule():
     code = export(plan(gemm("0", **RCEIL), ModulePlan("1"), gemm("3", **FLOOR)), "torchao")
     model, true = net(bias=True), net(bias=True)
@@ -105,6 +108,7 @@ def test_mxfp8_trains_weights_and_biases_and_rounds_by_its_rule():
         assert layer.bias.grad.any()
 
 
+@needs_prototypes
 def test_nvfp4_is_turned_in_place():
     model = net(bias=True)
     weights = [layer.weight for layer in model]
@@ -125,7 +129,14 @@ def test_int8_weights_are_rounded_row_by_row():
     assert torch.equal(model[1].weight, kept[1].weight)
 
 
-@pytest.mark.parametrize("modules", [gemm("fc", **HYBRID), gemm("fc", **RCEIL), nvfp4("fc")])
+@pytest.mark.parametrize(
+    "modules",
+    [
+        gemm("fc", **HYBRID),
+        pytest.param(gemm("fc", **RCEIL), marks=needs_prototypes),
+        pytest.param(nvfp4("fc"), marks=needs_prototypes),
+    ],
+)
 def test_a_plan_for_another_model_is_refused(modules):
     model = net()
     code = export(plan(modules), "torchao")

@@ -6,17 +6,21 @@ import pytest
 import torch
 from launch import run_ranks
 from torch.distributed.tensor import DTensor
+from versions import FSDP2, needs_fsdp2
 
 import numwatch
 
-STRATEGIES = ("ddp", "ddp_bf16", "ddp_fp16", "fsdp2", "validated", "tensor_parallel")
+ON_ALL = ("ddp", "ddp_bf16", "ddp_fp16", "tensor_parallel")
+ON_SHARDS = ("fsdp2", "validated")
+STRATEGIES = (*ON_ALL, *(pytest.param(each, marks=needs_fsdp2) for each in ON_SHARDS))
 BATCH, IN, HIDDEN, OUT = 8, 8, 16, 4
 
 
 @pytest.fixture(scope="module")
 def fits(tmp_path_factory):
     directory = tmp_path_factory.mktemp("strategies")
-    outputs = run_ranks("lightning_ranks.py", 2, directory, *STRATEGIES, timeout=280)
+    strategies = ON_ALL + ON_SHARDS * FSDP2
+    outputs = run_ranks("lightning_ranks.py", 2, directory, *strategies, timeout=280)
     told = [
         dict(json.loads(line) for line in output.splitlines() if line.startswith('["'))
         for output in outputs
@@ -75,6 +79,7 @@ def test_skips_and_scales_are_those_of_all_ranks(fits):
     assert {row["loss_scale"] for row in reduced} == {1.0}  # seen after unscaling
 
 
+@needs_fsdp2
 def test_weights_that_a_validation_has_gathered_are_still_shards(fits):
     run = numwatch.open_run(fits[0] / "validated")
     for slot, numel in (

@@ -33,14 +33,17 @@ class Texts(Dataset):
 
 
 def classifier(namespace="pytorch_lightning", **changes):
-    """BatchNorm, dropout, a metric, a counter, logging, and a batch that is changed in place."""
+    """BatchNorm, dropout, a metric, a counter, logging, and a batch that is changed in place.
+
+    Smooth: a ReLU's gradient is another where rounding crosses zero.
+    """
     pl = importlib.import_module(namespace)
 
     class Classifier(pl.LightningModule):
         def __init__(self):
             super().__init__()
             self.body = nn.Sequential(
-                nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(inplace=True), nn.Dropout(0.3)
+                nn.Linear(8, 32), nn.BatchNorm1d(32), nn.SiLU(inplace=True), nn.Dropout(0.3)
             )
             self.head = nn.Linear(32, 4)
             self.accuracy = torchmetrics.MeanMetric()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from versions import needs_scaled_mm
 
 from numwatch.taps.audit import Audit
 from numwatch.taps.flags import accumulation_flags
@@ -202,6 +203,7 @@ def test_the_kind_of_a_gradient():
     assert gradient_kind(None, forward) is None
 
 
+@needs_scaled_mm
 def test_float8_linears_show_their_scaled_products():
     torchao = pytest.importorskip("torchao.float8")
     model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 48)).bfloat16()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from versions import SCALED_MM
 
 import numwatch
 from numwatch.taps.gate import Gate
@@ -72,7 +73,8 @@ def transformer(**arguments):
 def float8():
     torchao = pytest.importorskip("torchao.float8")
     model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)).bfloat16()
-    return torchao.convert_to_float8_training(model)
+    config = torchao.Float8LinearConfig(emulate=not SCALED_MM)
+    return torchao.convert_to_float8_training(model, config=config)
 
 
 MODELS = {

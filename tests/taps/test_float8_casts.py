@@ -1,5 +1,6 @@
 """The adapter against counts taken from the Float8 tensors that torchao itself made in a step."""
 
+import dataclasses
 import math
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from versions import SCALED_MM
 
 from numwatch.taps.float8 import float8_casts, is_float8_linear
 
@@ -21,6 +23,7 @@ ML_DTYPES = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
 
 def float8_linear(recipe, dtype=torch.bfloat16):
     config = torchao.Float8LinearConfig.from_recipe_name(recipe)
+    config = dataclasses.replace(config, emulate=not SCALED_MM)
     linear = nn.Linear(32, 48, dtype=dtype)
     return torchao.convert_to_float8_training(linear, config=config)
 
@@ -34,18 +37,23 @@ def wide(*shape, binades=26, dtype=torch.bfloat16):
 
 @pytest.fixture
 def torchao_casts(monkeypatch):
-    """Records every (source, float8 tensor) that torchao's Linear makes, in order."""
+    """Records the first (source, float8 tensor) that torchao's Linear makes of each role."""
     from torchao.float8 import float8_linear as library
 
-    made = []
-    original = library.hp_tensor_to_float8_dynamic
+    made = {}
 
-    def spy(x, *args, **kwargs):
-        cast = original(x, *args, **kwargs)
-        made.append((x.detach().clone(), cast))
-        return cast
+    def spied(original):
+        def spy(x, *args, gemm_input_role, **kwargs):
+            cast = original(x, *args, gemm_input_role=gemm_input_role, **kwargs)
+            made.setdefault(gemm_input_role.value, (x.detach().clone(), cast))
+            return cast
 
-    monkeypatch.setattr(library, "hp_tensor_to_float8_dynamic", spy)
+        return spy
+
+    # torchao 0.12 makes that of the weight by the other one.
+    for name in ("hp_tensor_to_float8_dynamic", "hp_tensor_and_scale_to_float8"):
+        if hasattr(library, name):
+            monkeypatch.setattr(library, name, spied(getattr(library, name)))
     return made
 
 
@@ -63,7 +71,8 @@ def test_agrees_with_what_torchao_made_in_the_step(recipe, dtype, torchao_casts)
     casts = float8_casts(linear)
 
     assert list(casts) == ["input", "weight", "grad_output"]
-    for (source, made), role in zip(torchao_casts, casts, strict=False):  # the wgrad casts follow
+    for role in casts:
+        source, made = torchao_casts[role]
         name, scale, flushed, saturated = casts[role](operands[role])
         # Counted from the bytes with ml_dtypes, by the contract's words alone.
         codes = made._data.contiguous().view(torch.uint8).numpy().view(ML_DTYPES[name])

@@ -9,6 +9,7 @@ from importlib.metadata import requires
 import pytest
 import torch
 from torch import nn
+from trainer_cases import OLD_AUTOCAST
 from trainer_huggingface import Watched, WithLoss, arguments, examples
 from trainer_nets import PLAIN
 from trainer_witness import Witness, are_same
@@ -18,6 +19,8 @@ import numwatch
 from numwatch.callbacks.huggingface import NumericsCallback
 
 EVERY = {"every_n_steps": 1, "strict": True, "summary": False}
+
+pytestmark = pytest.mark.filterwarnings(f"ignore:{OLD_AUTOCAST}:FutureWarning")
 
 
 def gpt2():

@@ -2,34 +2,33 @@
 
 import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from numwatch.schedule import Schedule
-from numwatch.shadow import ShadowPass, ShadowStep
+from numwatch.shadow import ShadowStep, ShadowSteps
 from numwatch.snapshot import SlotInfo, Snapshot
 from numwatch.taps.audit import Audit
 from numwatch.taps.collector import Collector
-from numwatch.taps.comparison import Comparison
 from numwatch.taps.culprits import Culprits
-from numwatch.taps.delivery import Delivery, EndedStep, Seen
-from numwatch.taps.fsdp import AtRest, shards_of, weight_at_rest
+from numwatch.taps.delivery import EndedStep, Seen
 from numwatch.taps.gate import Gate, Mode
-from numwatch.taps.modules import Removable, attach_modules, attach_weights
+from numwatch.taps.hooks import Removable, remove_all
+from numwatch.taps.modules import attach_modules
 from numwatch.taps.optimizers import OptimizerTaps
+from numwatch.taps.outbox import Outbox, in_order
 from numwatch.taps.parameters import Parameters
 from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
-from numwatch.taps.selection import Tap, select
-from numwatch.taps.tape import Tape, loss_scale_column
+from numwatch.taps.selection import select
+from numwatch.taps.tape import Tape, learning_rate, loss_scale_column
 from numwatch.taps.traced import anchor_on
 from numwatch.taps.updates import UpdateTaps
+from numwatch.taps.weights import WeightTaps
 
 
 class Watch:
@@ -58,13 +57,11 @@ class Watch:
         self.step: int | None = None
         self._schedule = schedule or Schedule()
         self._taps, slots = select(model, include, exclude)
-        self._comparison = Comparison(len(slots))
         self._collector = Collector(self._taps, slots, gate)
+        self._weights = WeightTaps(self._taps, gate, self._collector)
         self._audit = Audit(model, gate)
         self._audit_due = audit
-        self._shadow_pass = ShadowPass(model, self._taps)
-        self._shadow_bytes = 0
-        self._shadow_due = False
+        self._shadow = ShadowSteps(model, self._taps, len(slots), self._collector)
         self._parameters = Parameters(model, update_samples, include, exclude)
         self._updates = UpdateTaps(self._parameters) if self._parameters.limit != 0 else None
         self._device = device_of(model)
@@ -73,14 +70,11 @@ class Watch:
         self._handles: list[RemovableHandle] = []
         self._module_handles: list[Removable] = []
         self._paused_mode = Mode.OFF
-        self._ended: list[EndedStep] = []
-        self._deliveries: list[Delivery] = []
+        self._outbox = Outbox()
         self._started = 0.0
         self._previous: int | None = None
         self._counted_blocks: int | None = None
         self._model = model
-        self._hooked_weights: set[int] = set()
-        self._at_rest: AtRest = {}
         self._carried_seconds = 0.0
         self._recorded = False
         self._known: tuple[tuple[SlotInfo, ...], ...] = ()
@@ -93,7 +87,7 @@ class Watch:
         The same object until something new is learnt.
         """
         updates = self._updates.slots if self._updates else ()
-        known = (self._collector.slots, updates, self._reduced.slots)
+        known = (self._collector.table.slots, updates, self._reduced.slots)
         if len(self._known) != len(known) or any(map(operator.is_not, known, self._known)):
             self._known, self._slots = known, tuple(slot for slots in known for slot in slots)
         return self._slots
@@ -109,7 +103,7 @@ class Watch:
 
         A graph that was traced without hooks never calls any.
         """
-        return self._recorded and not self._collector.called
+        return self._recorded and not self._collector.table.called
 
     @property
     def loss_scale(self) -> Tensor | float:
@@ -136,7 +130,7 @@ class Watch:
     def bytes(self) -> int:
         """Memory numwatch holds on the devices, at its most so far."""
         updates = self._updates.bytes if self._updates else 0
-        return self._collector.bytes + self._tape.bytes + updates + self._shadow_bytes
+        return self._collector.bytes + self._tape.bytes + updates + self._shadow.bytes
 
     def attach(
         self, optimizers: Sequence[torch.optim.Optimizer] = (), scaler: Scaler | None = None
@@ -144,6 +138,7 @@ class Watch:
         """Puts the hooks in place, for the whole training."""
         self._follow(optimizers)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._shadow.scaler = self._scaler
         self._handles += self._optimizer_taps.attach()
         self.resume()
 
@@ -152,8 +147,8 @@ class Watch:
         self.pause()
         self._paused_mode = Mode.OFF
         self.gate.switch(Mode.OFF)
-        _remove(self._handles)
-        self._hooked_weights.clear()
+        remove_all(self._handles)
+        self._weights.detach()
 
     def pause(self) -> None:
         """Takes the hooks off the modules for a validation.
@@ -165,21 +160,21 @@ class Watch:
         if self._module_handles:
             self._paused_mode = self.gate.mode
             self.gate.switch(Mode.OFF)
-        _remove(self._module_handles)
-        _remove(self.gate.step_handles)
-        self.gate.model, self._at_rest = None, {}
+        remove_all(self._module_handles)
+        remove_all(self.gate.step_handles)
+        self.gate.model, self._weights.at_rest = None, {}
 
     def resume(self) -> None:
         """Puts the hooks back on the modules."""
         if not self._module_handles:
             self.gate.model = self._model
             self.gate.switch(self._paused_mode)
-            self._at_rest = shards_of(self._model)
+            self._weights.look_for_shards(self._model)
             for device in {parameter.device for parameter in self._model.parameters()}:
                 anchor_on(device)
                 self._collector.ready(device)
             self._module_handles = attach_modules(
-                self._taps, self.gate, self._collector, self._device, self._at_rest
+                self._taps, self.gate, self._collector, self._device, self._weights.at_rest
             )
 
     def begin(self, step: int) -> None:
@@ -191,34 +186,23 @@ class Watch:
         self._optimizer_taps.reset()
         self._tape.put(loss_scale_column(0), loss_scale(self._scaler))
         self.gate.switch(self._schedule.mode(step, self._previous))
-        self._shadow_due = self._schedule.shadow(step, self._previous)
+        self._shadow.due = self._schedule.shadow(step, self._previous)
         self._previous = step
         blocks = self.gate.mode is Mode.FULL and self._schedule.blocks(step, self._counted_blocks)
         self._counted_blocks = step if blocks else self._counted_blocks
         self._collector.operands.due = blocks
-        if self.gate.mode:
-            self._handles += attach_weights(
-                self._taps, self.gate, self._collector, self._hooked_weights, self._at_rest
-            )
-            self._collector.see_weights(list(_weights(self._taps, self._at_rest)))
+        self._weights.begin()
         if self._audit_due and self.gate.mode is Mode.FULL:
             self._audit_due = False
             self._audit.start()
 
     def shadow(self, step: Callable[[], ShadowStep]) -> None:
         """Runs the step's first micro-batch in FP32, before the run does, where that is due."""
-        self._end_comparison()  # of the micro-batch before
-        if self._shadow_due:
-            self._shadow_due = False
-            samples = self._shadow_pass.run(step())
-            self._comparison.expect(samples)
-            self._collector.compare = self._compare
-            held = sum(sample.values.nbytes for kept in samples.values() for sample in kept)
-            self._shadow_bytes = max(self._shadow_bytes, held)
+        self._shadow.run(step)
 
     def add_loss(self, loss: Tensor | float) -> None:
         """Adds a micro-batch's share of the step's unscaled loss, when its backward is over."""
-        self._end_comparison()
+        self._shadow.end()
         if not isinstance(loss, Tensor) or loss.numel() == 1:
             self._tape.add("loss", loss)
 
@@ -237,7 +221,7 @@ class Watch:
         self._audit.stop()
         if self.step is None:
             return
-        lr = _learning_rate(self._optimizers)
+        lr = learning_rate(self._optimizers)
         if lr is not None:
             self._tape.put("lr", lr)
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
@@ -247,21 +231,21 @@ class Watch:
         seen = None
         if self.gate.mode:
             updates = self._updates.take() if self._updates else []
-            self._end_comparison()
+            comparison = self._shadow.send()
             rows, blocks = self._collector.send()
             self._recorded = True
             seen = Seen(
                 rows,
                 updates,
-                self._comparison.send(),
+                comparison,
                 self._reduced.take(),
                 self._audit.send(),
                 blocks,
             )
-        _remove(self.gate.step_handles)
+        remove_all(self.gate.step_handles)
         self.gate.switch(Mode.OFF)
         inside = self.gate.take_seconds()
-        self._ended.append(
+        self._outbox.put(
             EndedStep(
                 step=self.step,
                 epoch=epoch,
@@ -275,7 +259,7 @@ class Watch:
         )
         self.step = None
         if seen is not None or self._tape.full:
-            self._deliver(seen)
+            self._outbox.send(self._tape, self._culprits, seen)
 
     def collect(self, *, everything: bool = False) -> list[Snapshot]:
         """Returns the snapshots that have arrived since the last call, in order of steps.
@@ -283,7 +267,7 @@ class Watch:
         Args:
             everything: See `deliveries`.
         """
-        return list(chain.from_iterable(self.deliveries(everything=everything)))
+        return in_order(self.deliveries(everything=everything))
 
     def deliveries(self, *, everything: bool = False) -> list[list[Snapshot]]:
         """Returns the same as it was sent: several ranks send the same steps together.
@@ -293,17 +277,9 @@ class Watch:
         Args:
             everything: Sends what is left and waits for it: at an epoch's or the training's end.
         """
-        if everything and self._ended:
-            self._deliver(None)
-        arrived: list[list[Snapshot]] = []
-        while self._deliveries:
-            delivery = self._deliveries[0]
-            if everything:
-                delivery.wait()
-            elif not delivery.arrived():
-                break
-            arrived.append(self._deliveries.pop(0).snapshots())
-        return arrived
+        if everything:
+            self._outbox.flush(self._tape, self._culprits)
+        return self._outbox.arrived()
 
     def _follow(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._optimizers = list(optimizers)
@@ -313,38 +289,6 @@ class Watch:
         self._optimizer_taps = OptimizerTaps(
             self._optimizers, self.gate, self._tape, self._culprits, self._updates, self._reduced
         )
-
-    def _end_comparison(self) -> None:
-        self._comparison.clear()
-        self._collector.compare = None
-
-    def _compare(self, index: int, gradient: Tensor) -> None:
-        self._comparison.see(index, gradient, loss_scale(self._scaler))
-
-    def _deliver(self, seen: Seen | None) -> None:
-        culprits = self._culprits.send()
-        self._deliveries.append(Delivery(self._ended, self._tape.send(), culprits, seen))
-        self._ended = []
-
-
-def _weights(taps: Sequence[Tap], at_rest: AtRest) -> Iterator[tuple[int, Tensor, Tap]]:
-    for tap in taps:
-        weight = weight_at_rest(tap, at_rest)
-        if "weight" in tap.slots and weight is not None and not is_lazy(weight):
-            yield tap.slots["weight"], weight, tap
-
-
-def _remove(handles: list[RemovableHandle] | list[Removable]) -> None:
-    for handle in handles:
-        handle.remove()
-    handles.clear()
-
-
-def _learning_rate(optimizers: Sequence[torch.optim.Optimizer]) -> Tensor | float | None:
-    """Returns the first optimizer's; some have none, or choose it themselves."""
-    groups = optimizers[0].param_groups if optimizers else []
-    lr = groups[0].get("lr") if groups else None
-    return lr if isinstance(lr, (Tensor, float, int)) else None
 
 
 def device_of(model: nn.Module) -> torch.device:

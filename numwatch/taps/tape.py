@@ -41,6 +41,13 @@ def columns_of(optimizers: int) -> tuple[str, ...]:
     )
 
 
+def learning_rate(optimizers: Sequence[torch.optim.Optimizer]) -> Tensor | float | None:
+    """Returns the first optimizer's; some have none, or choose it themselves."""
+    groups = optimizers[0].param_groups if optimizers else []
+    lr = groups[0].get("lr") if groups else None
+    return lr if isinstance(lr, (Tensor, float, int)) else None
+
+
 class Tape:
     """One FP64 line a step, on the device, with a value for each of `columns_of`.
 

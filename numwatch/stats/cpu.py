@@ -36,6 +36,8 @@ _PART = 1 << 18
 """Fewest elements worth a thread of their own: it may be long in coming on a busy machine."""
 _AMAX_PART = 1 << 20
 """Likewise where only the amax is taken."""
+_LINE = 64
+"""Bytes of a line of the cache, at a multiple of which a workspace lies."""
 _NOWHERE = (0, 0)
 _PARTS = 4
 """Parts for each thread, so that none waits long for another."""
@@ -250,7 +252,9 @@ def _meanings(dtype: torch.dtype) -> npt.NDArray[np.uint64]:
 
 
 def _workspace(dtype: torch.dtype) -> npt.NDArray[np.uint32]:
-    cells = np.zeros(WORKSPACE, np.uint32)
+    spare = np.zeros(WORKSPACE + _LINE // 4, np.uint32)
+    start = -spare.ctypes.data % _LINE // 4
+    cells = spare[start : start + WORKSPACE]
     cells[MANTISSA_BITS] = LAYOUTS[dtype].mantissa_bits
     return cells
 

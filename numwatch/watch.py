@@ -278,7 +278,7 @@ class Watch:
             everything: Sends what is left and waits for it: at an epoch's or the training's end.
         """
         if everything:
-            self._outbox.flush(self._tape, self._culprits)
+            return self._outbox.flush(self._tape, self._culprits)
         return self._outbox.arrived()
 
     def _follow(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:

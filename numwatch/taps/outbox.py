@@ -30,12 +30,14 @@ class Outbox:
         self._deliveries.append(Delivery(self._ended, tape.send(), culprits.send(), seen))
         self._ended = []
 
-    def flush(self, tape: Tape, culprits: Culprits) -> None:
-        """Sends what is left without rows, and waits for all that was sent."""
+    def flush(self, tape: Tape, culprits: Culprits) -> list[list[Snapshot]]:
+        """Sends what is left without rows, waits for all that was sent and returns it."""
         if self._ended:
             self.send(tape, culprits, None)
-        for delivery in self._deliveries:
+        deliveries, self._deliveries = self._deliveries, []
+        for delivery in deliveries:
             delivery.wait()
+        return [delivery.snapshots() for delivery in deliveries]
 
     def arrived(self) -> list[list[Snapshot]]:
         """Returns what has arrived since the last call, steps that were sent together in a list."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from numwatch.settings import Settings
 from numwatch.stats import warm_up
-from numwatch.watch import device_of
+from numwatch.taps.device import device_of
 
 _LOW = {"bf16": torch.bfloat16, "16": torch.float16}
 _FLOATS = (torch.float32, *_LOW.values())

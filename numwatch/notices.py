@@ -56,6 +56,11 @@ class Notices:
         if self._is_new("unaudited"):
             self._event("audit", step, note=why)
 
+    def unseen(self, step: int, what: str) -> None:
+        """The record does not hold something of this rank."""
+        if self._is_new(what):
+            self._event("unseen", step, note=what)
+
     def apart(self, step: int, what: str) -> None:
         """The joined steps do not hold something of other ranks."""
         if self._is_new("apart"):

@@ -211,7 +211,7 @@ class Session:
                 step = self._watch.step or 0
                 self._watch.end(epoch=epoch, batch=batch)
                 for what in self._watch.take_unseen():
-                    self._event("unseen", step, note=what)
+                    self._notices.unseen(step, what)
                 self._keep()
                 if self._keeping:
                     self._keeping.end_step()

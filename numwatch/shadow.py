@@ -10,12 +10,14 @@ from torch.nn.parameter import is_lazy
 
 from numwatch.errors import NumwatchError
 from numwatch.snapshot import GRADIENT_ROLES
-from numwatch.taps.comparison import SampleCollector, Samples
+from numwatch.taps.collector import Collector
+from numwatch.taps.comparison import Comparison, SampleCollector, Samples, SentComparison
 from numwatch.taps.fp32 import StandIns, apart, copy_in_fp32, empty, widen_arguments
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.modules import attach_modules, attach_weights
 from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.sampling import SAMPLES
+from numwatch.taps.scaler import Scaler, loss_scale
 from numwatch.taps.selection import Tap
 
 LossOf = Callable[[nn.Module], Tensor | None]
@@ -122,6 +124,50 @@ class ShadowPass:
         for parameter in shadow.parameters():
             if parameter.requires_grad and not is_lazy(parameter):
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)
+
+
+class ShadowSteps:
+    """Has a micro-batch's gradients compared with those that a shadow step has of it.
+
+    Attributes:
+        due: Whether the next micro-batch has a shadow step.
+        scaler: The run's, which its gradients are scaled by.
+        bytes: The most memory that samples have taken.
+    """
+
+    def __init__(
+        self, model: nn.Module, taps: Sequence[Tap], slots: int, collector: Collector
+    ) -> None:
+        self.due = False
+        self.scaler: Scaler | None = None
+        self.bytes = 0
+        self._pass = ShadowPass(model, taps)
+        self._comparison = Comparison(slots)
+        self._collector = collector
+
+    def run(self, step: Callable[[], ShadowStep]) -> None:
+        """Runs a micro-batch in FP32 before the run does, where that is due."""
+        self.end()  # with the micro-batch before
+        if self.due:
+            self.due = False
+            samples = self._pass.run(step())
+            self._comparison.expect(samples)
+            self._collector.compare = self._compare
+            held = sum(sample.values.nbytes for kept in samples.values() for sample in kept)
+            self.bytes = max(self.bytes, held)
+
+    def end(self) -> None:
+        """Ends a micro-batch: what comes from now on is not compared."""
+        self._comparison.clear()
+        self._collector.compare = None
+
+    def send(self) -> SentComparison:
+        """Sends what the step's comparison has found."""
+        self.end()
+        return self._comparison.send()
+
+    def _compare(self, index: int, gradient: Tensor) -> None:
+        self._comparison.see(index, gradient, loss_scale(self.scaler))
 
 
 def _backward(loss: Tensor, shadow: nn.Module) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from numwatch.taps.casts import rounds_operands
+from numwatch.taps.device import device_of
 from numwatch.taps.float8 import is_float8_linear
-from numwatch.watch import device_of
 
 
 def precision_with_rounded(precision: str, model: nn.Module) -> str:

@@ -2,35 +2,36 @@
 
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from numwatch.schedule import Schedule
-from numwatch.shadow import ShadowPass, ShadowStep
+from numwatch.shadow import ShadowStep, ShadowSteps
 from numwatch.snapshot import SlotInfo, Snapshot
 from numwatch.taps.audit import Audit
 from numwatch.taps.collector import Collector
-from numwatch.taps.comparison import Comparison
 from numwatch.taps.culprits import Culprits
-from numwatch.taps.delivery import Delivery, EndedStep, Seen
-from numwatch.taps.fsdp import AtRest, shards_of, weight_at_rest
+from numwatch.taps.delivery import EndedStep, Seen
+from numwatch.taps.device import device_of
 from numwatch.taps.gate import Gate, Mode
-from numwatch.taps.modules import Removable, attach_modules, attach_weights
+from numwatch.taps.hooks import Removable, remove_all
+from numwatch.taps.modules import attach_modules
 from numwatch.taps.optimizers import OptimizerTaps
+from numwatch.taps.outbox import Outbox, in_order
 from numwatch.taps.parameters import Parameters
 from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
-from numwatch.taps.selection import Tap, inner_products, select
-from numwatch.taps.tape import Tape, loss_scale_column
+from numwatch.taps.selection import inner_products, select
+from numwatch.taps.tape import Tape, learning_rate, loss_scale_column
 from numwatch.taps.traced import anchor_on
 from numwatch.taps.unfrozen import await_gradients
 from numwatch.taps.updates import UpdateTaps
+from numwatch.taps.weights import WeightTaps
 
 
 class Watch:
@@ -59,13 +60,10 @@ class Watch:
         self.step: int | None = None
         self._schedule = schedule or Schedule()
         self._taps, slots = select(model, include, exclude)
-        self._comparison = Comparison(len(slots))
         self._collector = Collector(self._taps, slots, gate)
-        self._audit = Audit(model, gate)
-        self._audit_due = audit
-        self._shadow_pass = ShadowPass(model, self._taps)
-        self._shadow_bytes = 0
-        self._shadow_due = False
+        self._weights = WeightTaps(self._taps, gate, self._collector)
+        self._audit = Audit(model, gate, due=audit)
+        self._shadow = ShadowSteps(model, self._taps, len(slots), self._collector)
         self._parameters = Parameters(model, update_samples, include, exclude)
         self._updates = UpdateTaps(self._parameters) if self._parameters.limit != 0 else None
         self._device = device_of(model)
@@ -74,18 +72,14 @@ class Watch:
         self._handles: list[RemovableHandle] = []
         self._module_handles: list[Removable] = []
         self._paused_mode = Mode.OFF
-        self._ended: list[EndedStep] = []
-        self._deliveries: list[Delivery] = []
+        self._outbox = Outbox()
         self._started = 0.0
         self._previous: int | None = None
         self._counted_blocks: int | None = None
         self._model = model
-        self._hooked_weights: set[int] = set()
-        self._at_rest: AtRest = {}
         self._carried_seconds = 0.0
         self._recorded = False
-        inner = inner_products(self._taps)
-        self._unseen = {inner: False} if inner else {}
+        self._unseen = list(filter(None, [inner_products(self._taps)]))
         self._known: tuple[tuple[SlotInfo, ...], ...] = ()
         self._slots: tuple[SlotInfo, ...] = ()
 
@@ -96,7 +90,7 @@ class Watch:
         The same object until something new is learnt.
         """
         updates = self._updates.slots if self._updates else ()
-        known = (self._collector.slots, updates, self._reduced.slots)
+        known = (self._collector.table.slots, updates, self._reduced.slots)
         if len(self._known) != len(known) or any(map(operator.is_not, known, self._known)):
             self._known, self._slots = known, tuple(slot for slots in known for slot in slots)
         return self._slots
@@ -112,13 +106,12 @@ class Watch:
 
         A graph that was traced without hooks never calls any.
         """
-        return self._recorded and not self._collector.called
+        return self._recorded and not self._collector.table.called
 
     def take_unseen(self) -> list[str]:
-        """Returns what, as has come to light, the record does not hold; each once."""
-        new = [what for what, told in self._unseen.items() if not told]
-        self._unseen.update(dict.fromkeys(new, True))
-        return new
+        """Returns what, as has come to light since the last call, the record does not hold."""
+        unseen, self._unseen = self._unseen, []
+        return unseen
 
     @property
     def loss_scale(self) -> Tensor | float:
@@ -145,7 +138,7 @@ class Watch:
     def bytes(self) -> int:
         """Memory numwatch holds on the devices, at its most so far."""
         updates = self._updates.bytes if self._updates else 0
-        return self._collector.bytes + self._tape.bytes + updates + self._shadow_bytes
+        return self._collector.bytes + self._tape.bytes + updates + self._shadow.bytes
 
     def attach(
         self, optimizers: Sequence[torch.optim.Optimizer] = (), scaler: Scaler | None = None
@@ -153,6 +146,7 @@ class Watch:
         """Puts the hooks in place, for the whole training."""
         self._follow(optimizers)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._shadow.scaler = self._scaler
         self._handles += self._optimizer_taps.attach()
         self.resume()
 
@@ -161,8 +155,8 @@ class Watch:
         self.pause()
         self._paused_mode = Mode.OFF
         self.gate.switch(Mode.OFF)
-        _remove(self._handles)
-        self._hooked_weights.clear()
+        remove_all(self._handles)
+        self._weights.detach()
         self._collector.drop_rows()
 
     def pause(self) -> None:
@@ -175,24 +169,24 @@ class Watch:
         if self._module_handles:
             self._paused_mode = self.gate.mode
             self.gate.switch(Mode.OFF)
-        _remove(self._module_handles)
-        _remove(self.gate.step_handles)
-        self.gate.model, self._at_rest = None, {}
+        remove_all(self._module_handles)
+        remove_all(self.gate.step_handles)
+        self.gate.model, self._weights.at_rest = None, {}
 
     def resume(self) -> None:
         """Puts the hooks back on the modules."""
         if not self._module_handles:
             self.gate.model = self._model
             self.gate.switch(self._paused_mode)
-            self._at_rest = shards_of(self._model)
+            self._weights.look_for_shards(self._model)
             for device in {parameter.device for parameter in self._model.parameters()}:
                 anchor_on(device)
                 self._collector.ready(device)
             self._module_handles = attach_modules(
-                self._taps, self.gate, self._collector, self._device, self._at_rest
+                self._taps, self.gate, self._collector, self._device, self._weights.at_rest
             )
             self._module_handles += await_gradients(
-                self._taps, self.gate, lambda tap: self._attach_weights([tap]), self._at_rest
+                self._taps, self.gate, self._weights.attach, self._weights.at_rest
             )
 
     def begin(self, step: int) -> None:
@@ -204,32 +198,21 @@ class Watch:
         self._optimizer_taps.reset()
         self._tape.put(loss_scale_column(0), loss_scale(self._scaler))
         self.gate.switch(self._schedule.mode(step, self._previous))
-        self._shadow_due = self._schedule.shadow(step, self._previous)
+        self._shadow.due = self._schedule.shadow(step, self._previous)
         self._previous = step
         blocks = self.gate.mode is Mode.FULL and self._schedule.blocks(step, self._counted_blocks)
         self._counted_blocks = step if blocks else self._counted_blocks
         self._collector.operands.due = blocks
-        if self.gate.mode:
-            self._attach_weights(self._taps)
-            self._collector.see_weights(list(_weights(self._taps, self._at_rest)))
-        if self._audit_due and self.gate.mode is Mode.FULL:
-            self._audit_due = False
-            self._audit.start()
+        self._weights.begin()
+        self._audit.begin()
 
     def shadow(self, step: Callable[[], ShadowStep]) -> None:
         """Runs the step's first micro-batch in FP32, before the run does, where that is due."""
-        self._end_comparison()  # of the micro-batch before
-        if self._shadow_due:
-            self._shadow_due = False
-            samples = self._shadow_pass.run(step())
-            self._comparison.expect(samples)
-            self._collector.compare = self._compare
-            held = sum(sample.values.nbytes for kept in samples.values() for sample in kept)
-            self._shadow_bytes = max(self._shadow_bytes, held)
+        self._shadow.run(step)
 
     def add_loss(self, loss: Tensor | float) -> None:
         """Adds a micro-batch's share of the step's unscaled loss, when its backward is over."""
-        self._end_comparison()
+        self._shadow.end()
         if not isinstance(loss, Tensor) or loss.numel() == 1:
             self._tape.add("loss", loss)
 
@@ -248,7 +231,7 @@ class Watch:
         self._audit.stop()
         if self.step is None:
             return
-        lr = _learning_rate(chain(self._optimizers, self._optimizer_taps.strays))
+        lr = learning_rate(chain(self._optimizers, self._optimizer_taps.strays))
         if lr is not None:
             self._tape.put("lr", lr)
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
@@ -257,25 +240,18 @@ class Watch:
         self._tape.next()
         seen = None
         if self.gate.mode is Mode.FULL:
-            for what in taps.unseen(self._scaler):
-                self._unseen.setdefault(what, False)
+            self._unseen += taps.unseen(self._scaler)
         if self.gate.mode:
             updates = self._updates.take() if self._updates else []
-            self._end_comparison()
+            comparison = self._shadow.send()
             rows, blocks = self._collector.send()
+            reduced, audit = self._reduced.take(), self._audit.send()
+            seen = Seen(rows, updates, comparison, reduced, audit, blocks)
             self._recorded = True
-            seen = Seen(
-                rows,
-                updates,
-                self._comparison.send(),
-                self._reduced.take(),
-                self._audit.send(),
-                blocks,
-            )
-        _remove(self.gate.step_handles)
+        remove_all(self.gate.step_handles)
         self.gate.switch(Mode.OFF)
         inside = self.gate.take_seconds()
-        self._ended.append(
+        self._outbox.put(
             EndedStep(
                 step=self.step,
                 epoch=epoch,
@@ -289,15 +265,11 @@ class Watch:
         )
         self.step = None
         if seen is not None or self._tape.full:
-            self._deliver(seen)
+            self._outbox.send(self._tape, self._culprits, seen)
 
     def collect(self, *, everything: bool = False) -> list[Snapshot]:
-        """Returns the snapshots that have arrived since the last call, in order of steps.
-
-        Args:
-            everything: See `deliveries`.
-        """
-        return list(chain.from_iterable(self.deliveries(everything=everything)))
+        """Returns the snapshots of `deliveries`, in order of steps."""
+        return in_order(self.deliveries(everything=everything))
 
     def deliveries(self, *, everything: bool = False) -> list[list[Snapshot]]:
         """Returns the same as it was sent: several ranks send the same steps together.
@@ -307,17 +279,9 @@ class Watch:
         Args:
             everything: Sends what is left and waits for it: at an epoch's or the training's end.
         """
-        if everything and self._ended:
-            self._deliver(None)
-        arrived: list[list[Snapshot]] = []
-        while self._deliveries:
-            delivery = self._deliveries[0]
-            if everything:
-                delivery.wait()
-            elif not delivery.arrived():
-                break
-            arrived.append(self._deliveries.pop(0).snapshots())
-        return arrived
+        if everything:
+            return self._outbox.flush(self._tape, self._culprits)
+        return self._outbox.arrived()
 
     def _follow(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._optimizers = list(optimizers)
@@ -333,47 +297,3 @@ class Watch:
             self._reduced,
             self._parameters.own_any,
         )
-
-    def _attach_weights(self, taps: Sequence[Tap]) -> None:
-        self._handles += attach_weights(
-            taps, self.gate, self._collector, self._hooked_weights, self._at_rest
-        )
-
-    def _end_comparison(self) -> None:
-        self._comparison.clear()
-        self._collector.compare = None
-
-    def _compare(self, index: int, gradient: Tensor) -> None:
-        self._comparison.see(index, gradient, loss_scale(self._scaler))
-
-    def _deliver(self, seen: Seen | None) -> None:
-        culprits = self._culprits.send()
-        self._deliveries.append(Delivery(self._ended, self._tape.send(), culprits, seen))
-        self._ended = []
-
-
-def _weights(taps: Sequence[Tap], at_rest: AtRest) -> Iterator[tuple[int, Tensor, Tap]]:
-    for tap in taps:
-        weight = weight_at_rest(tap, at_rest)
-        if "weight" in tap.slots and weight is not None and not is_lazy(weight):
-            yield tap.slots["weight"], weight, tap
-
-
-def _remove(handles: list[RemovableHandle] | list[Removable]) -> None:
-    for handle in handles:
-        handle.remove()
-    handles.clear()
-
-
-def _learning_rate(optimizers: Iterable[torch.optim.Optimizer]) -> Tensor | float | None:
-    """Returns the first optimizer's; some have none, or choose it themselves."""
-    first = next(iter(optimizers), None)
-    groups = [] if first is None else first.param_groups
-    lr = groups[0].get("lr") if groups else None
-    return lr if isinstance(lr, (Tensor, float, int)) else None
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Returns the device of a model's first parameter; the CPU without any."""
-    parameter = next(model.parameters(), None)
-    return parameter.device if parameter is not None else torch.device("cpu")

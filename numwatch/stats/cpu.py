@@ -5,6 +5,7 @@ are called by address (see `memory`), since what a call costs is what small tens
 """
 
 import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -28,8 +29,6 @@ Loop = Callable[[int, int, int, int, int], None]
 """Of (address, numel, counts, reals, work); see `memory`."""
 Loops = Mapping[torch.dtype, Loop]
 
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor  # noqa: SLF001  # no public equivalent
-
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _NUMPY_DTYPES = (torch.float64, torch.float32, torch.float16)
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -38,8 +37,9 @@ _PART = 1 << 18
 """Fewest elements worth a thread of their own: it may be long in coming on a busy machine."""
 _AMAX_PART = 1 << 20
 """Likewise where only the amax is taken."""
-SMALL = 4095
-"""Most elements that `RowWriter` adds."""
+_LINE = 64
+"""Bytes of a line of the cache, at a multiple of which a workspace lies."""
+_NOWHERE = (0, 0)
 _PARTS = 4
 """Parts for each thread, so that none waits long for another."""
 
@@ -108,7 +108,10 @@ def accumulate_rows(matrix: Tensor, first: int, counts: Tensor, reals: Tensor) -
 
 
 class RowWriter:
-    """Adds small tensors to rows that stay in their place: half of what `accumulate` takes.
+    """Adds plain tensors to rows that stay in their place: a third of what `accumulate` takes.
+
+    After a GEMM nothing of Python's or torch's is left in a processor's caches, and each function
+    called here takes a microsecond or two of waiting for its code. So they are few.
 
     Attributes:
         counts: The rows; they must live as long as this.
@@ -123,22 +126,27 @@ class RowWriter:
         self._counts_at, self._reals_at = _row_at(counts, reals, 0)
         by_dtype = _SWEEPS if full else _AMAX_LOOPS
         self._loops = {dtype: by_dtype[dtype] for dtype in dtypes}
+        # What threads share takes `accumulate`.
+        part = _PART if full else _AMAX_PART
+        self._most = 2 * part - 1 if torch.get_num_threads() > 1 else sys.maxsize
 
-    def add(self, x: Tensor, row: int) -> bool:
-        """Adds x to a row there is; False, and nothing done, where that takes `accumulate`."""
-        dtype = x.dtype
-        loop = self._loops.get(dtype)
-        if loop is None or type(x) is not Tensor or x.layout is not torch.strided or not x.is_cpu:
-            return False
+    def look(self, x: Tensor) -> tuple[int, int]:
+        """Returns x's address and size if `put` can take it; the address is 0 where it can't."""
+        if type(x) is not Tensor or x.dtype not in self._loops or not x.is_cpu:
+            return _NOWHERE
+        try:
+            address = x.data_ptr()
+        except RuntimeError:  # that of a functorch wrapper, which has none
+            return _NOWHERE
+        if address < LOW or not x.is_contiguous() or x.layout is not torch.strided:
+            return _NOWHERE
         n = x.numel()
-        if n > SMALL or not x.is_contiguous() or x.is_neg() or x.is_nested or _is_wrapped(x):
-            return False
-        address = x.data_ptr()
-        if address < LOW:
-            return False
+        return _NOWHERE if n > self._most or x.is_neg() or x.is_nested else (address, n)
+
+    def put(self, address: int, numel: int, dtype: torch.dtype, row: int) -> None:
+        """Adds what `look` has found to a row there is."""
         at, reals_at = self._counts_at + row * _COUNTS_BYTES, self._reals_at + row * _REALS_BYTES
-        loop(address, n, at, reals_at, _thread.work[dtype])
-        return True
+        self._loops[dtype](address, numel, at, reals_at, _thread.work[dtype])
 
 
 def _add(by_dtype: Loops, x: Tensor, counts: Tensor, reals: Tensor, row: int) -> int:
@@ -251,7 +259,9 @@ def _meanings(dtype: torch.dtype) -> npt.NDArray[np.uint64]:
 
 
 def _workspace(dtype: torch.dtype) -> npt.NDArray[np.uint32]:
-    cells = np.zeros(WORKSPACE, np.uint32)
+    spare = np.zeros(WORKSPACE + _LINE // 4, np.uint32)
+    start = -spare.ctypes.data % _LINE // 4
+    cells = spare[start : start + WORKSPACE]
     cells[MANTISSA_BITS] = LAYOUTS[dtype].mantissa_bits
     return cells
 

@@ -112,7 +112,7 @@ def accumulate_rows(matrix: Tensor, first: int, counts: Tensor, reals: Tensor) -
 
 
 def row_writer(counts: Tensor, reals: Tensor, *, full: bool) -> RowWriter | None:
-    """Returns what adds small tensors to rows of the CPU quickest; None without numba.
+    """Returns what adds plain tensors to rows of the CPU quickest; None without numba.
 
     Args:
         counts: int64 [n, COUNTS].

@@ -1,7 +1,8 @@
 """The CPU loops over FP32, BF16 and FP16: one pass over the memory, a chunk at a time.
 
 All are read as FP32 bit patterns, chunk by chunk in the first-level cache, where loops that
-the compiler vectorises take extremes, powers of two and FP64 sums, and another counts exponents.
+the compiler vectorises take extremes and powers of two, and another counts exponents while it adds
+up in FP64.
 Whole chunks of BF16 are left in 16 bits, twice as many to an instruction. Chunks with FP32
 subnormals or non-finite values take slower loops. Whatever depends on subnormals
 is done on integers, since the processor may take them for zero.
@@ -21,9 +22,11 @@ from numwatch.stats.exponent_loops import (
     TALLY,
     TOP,
     WORKSPACE,
+    clear_sums,
     count_bfloat16,
     count_exponents,
     empty_tables,
+    sums_in,
 )
 from numwatch.stats.jit import jit, jit_sum
 from numwatch.stats.layout import (
@@ -72,21 +75,25 @@ def sweep_floats(address: Any, numel: Any, counts: Any, reals: Any, work: Any) -
         row = array_at(row_at, COUNTS, np.int64)
         row_reals = array_at(reals_at, REALS, np.float64)
         tally = _new_tally(work)
-        many_halves = mantissa_bits == _BF16_BITS and n >= FEW
+        clear_sums(work)
+        many = n >= FEW
+        halves = mantissa_bits == _BF16_BITS
         for start in range(0, n, CHUNK):
             here = at + width * start
             ahead = here + width * CHUNK
             size = min(CHUNK, n - start)
-            whole = many_halves and size == CHUNK
-            if not (whole and _add_bfloat16(here, ahead, tally, row_reals, work)):
+            whole = many and size == CHUNK
+            if not (whole and halves and _add_bfloat16(here, ahead, tally, work)):
                 if width == _HALF:
                     here = _widened(here, size, mantissa_bits, work)
                 chunk = array_at(here, size, _U32)
-                _add_chunk(chunk, array_at(here, size, np.float32), tally, row_reals)
-                count_exponents(chunk, n, ahead, width, work)
+                floats = array_at(here, size, np.float32)
+                normal = _add_chunk(chunk, floats, whole, tally, row_reals)
+                summed = here if normal and whole else 0
+                count_exponents(chunk, summed, n, ahead, width, work)
             if start + CHUNK >= n or (start + CHUNK) % BLOCK == 0:
                 _empty_tables(n, tally, row, work)
-        _end_row(n, tally, row, row_reals)
+        _end_row(n, tally, row, row_reals, work)
 
 
 @jit
@@ -127,19 +134,26 @@ def _new_tally(work: Any) -> Any:
 
 
 @jit
-def _add_chunk(chunk: Any, floats: Any, tally: Any, reals: Any) -> None:
-    """Adds what the exponents don't tell."""
+def _add_chunk(chunk: Any, floats: Any, whole: Any, tally: Any, reals: Any) -> Any:
+    """Adds what the exponents don't tell, but the sums of what is whole and normal.
+
+    Returns:
+        Whether it is normal: finite, and no FP32 subnormals.
+    """
     top, smallest, no_mantissa = _extremes(chunk)
     largest = top
     # `smallest` is one less than the smallest non-zero magnitude; all ones where there is none.
-    if top < _INF and smallest >= _MANTISSA:
-        total, squares = _sums(floats)
-    else:
+    normal = top < _INF and smallest >= _MANTISSA
+    total = squares = 0.0
+    if not normal:
         largest = _add_specials(chunk, tally)
         total, squares = _sums_of_specials(chunk, floats)
+    elif not whole:
+        total, squares = _sums(floats)
     _add_extremes(tally, top, largest, smallest, no_mantissa)
     reals[SUM] += total
     reals[SUMSQ] += squares
+    return normal
 
 
 @jit
@@ -151,7 +165,7 @@ def _add_extremes(tally: Any, top: Any, largest: Any, smallest: Any, no_mantissa
 
 
 @jit
-def _add_bfloat16(at: Any, ahead: Any, tally: Any, reals: Any, work: Any) -> Any:
+def _add_bfloat16(at: Any, ahead: Any, tally: Any, work: Any) -> Any:
     """Adds a whole chunk in lanes of 16 bits; False, and nothing added, if it has specials."""
     chunk = array_at(at, CHUNK, _U16)
     largest = _U16(0)
@@ -168,22 +182,8 @@ def _add_bfloat16(at: Any, ahead: Any, tally: Any, reals: Any, work: Any) -> Any
     # As patterns of FP32; of nothing but zeros all ones again.
     less = _U32(_U32(_U32(_U16(smallest + _U16(1))) << _U32(16)) - _U32(1))
     _add_extremes(tally, top, top, less, _U32(no_mantissa))
-    total, squares = _sums_bfloat16(chunk)
-    reals[SUM] += total
-    reals[SUMSQ] += squares
-    count_bfloat16(chunk, ahead, work)
+    count_bfloat16(at, ahead, work)
     return True
-
-
-@jit_sum
-def _sums_bfloat16(chunk: Any) -> Any:
-    total = 0.0
-    squares = 0.0
-    for i in range(CHUNK):
-        value = np.float64(_U32(_U32(chunk[i]) << _U32(16)).view(np.float32))
-        total += value
-        squares += value * value
-    return total, squares
 
 
 @jit
@@ -265,7 +265,7 @@ def _empty_tables(n: Any, tally: Any, counts: Any, work: Any) -> None:
 
 
 @jit
-def _end_row(n: Any, tally: Any, counts: Any, reals: Any) -> None:
+def _end_row(n: Any, tally: Any, counts: Any, reals: Any, work: Any) -> None:
     """Adds a tensor's tally to the row, once its exponents are there."""
     zeros = tally[EXPONENT_0] - tally[_SUBNORMAL]
     infs = tally[_POSINF] + tally[_NEGINF]
@@ -281,3 +281,6 @@ def _end_row(n: Any, tally: Any, counts: Any, reals: Any) -> None:
     if smallest < _U32(_INF - _U32(1)):
         reals[AMIN] = min(reals[AMIN], as_float64(_U32(smallest + _U32(1))))
     reals[AMAX] = max(reals[AMAX], as_float64(_U32(tally[_LARGEST])))
+    total, squares = sums_in(work)
+    reals[SUM] += total
+    reals[SUMSQ] += squares

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from numwatch.taps.gate import Gate
+from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import Hook, in_backward
 from numwatch.taps.operations import Notes, SentOperations
 from numwatch.taps.selection import clean_path
@@ -32,13 +32,20 @@ class Audit:
         fault: Why there can be no audit, None where there can.
     """
 
-    def __init__(self, model: nn.Module, gate: Gate) -> None:
+    def __init__(self, model: nn.Module, gate: Gate, *, due: bool = False) -> None:
         self._model = model
+        self._due = due
         self._gate = gate
         self._mode: _Mode | None = None
         self._notes: Notes | None = None
         self._handles: list[RemovableHandle] = []
         self.fault = _why_not(model)
+
+    def begin(self) -> None:
+        """Begins a step, with what the gate says of it: the first full one is watched, if due."""
+        if self._due and self._gate.mode is Mode.FULL:
+            self._due = False
+            self.start()
 
     def start(self) -> None:
         """Begins to watch this thread's operations, and those of the backwards it runs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from numwatch.snapshot import GRADIENT_ROLES, SlotInfo, format_of_dtype
+from numwatch.snapshot import GRADIENT_ROLES, SlotInfo
 from numwatch.stats import (
     accumulate,
     accumulate_amax,
@@ -32,10 +31,11 @@ from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import autocast_on, is_transformed
 from numwatch.taps.operands import OperandTaps, SentBlocks
 from numwatch.taps.parcel import Parcel
-from numwatch.taps.placement import counts_here, is_dtensor, placement_of, shard_of
-from numwatch.taps.selection import PARAMETER_ROLES, Tap
+from numwatch.taps.placement import counts_here, is_dtensor
+from numwatch.taps.selection import Tap
 from numwatch.taps.sent_rows import SentRows
 from numwatch.taps.sightings import Sightings
+from numwatch.taps.slots import SlotTable
 
 if TYPE_CHECKING:
     from numwatch.stats.cpu import RowWriter  # numba
@@ -48,6 +48,7 @@ class Collector:
     """The rows of all slots in the step under way.
 
     Attributes:
+        table: What has been learnt of each slot's tensors.
         operands: The block counts of GEMM operands.
         compare: Called with the index and tensor of each gradient on full steps; None where there
             is nothing to compare with.
@@ -68,21 +69,20 @@ class Collector:
             slots: Their slots, by index.
             gate: What is recorded.
         """
-        self._slots = list(slots)
+        self.table = SlotTable(taps, slots)
+        n = len(slots)
         self._names = tuple(slot.slot for slot in slots)
         self._scaled = np.array([slot.role in GRADIENT_ROLES for slot in slots], dtype=bool)
         self.operands = OperandTaps(taps, slots)
         self._gate = gate
         self.compare: Callable[[int, Tensor], None] | None = None
-        self._known: tuple[SlotInfo, ...] | None = None
-        self._order = 0
         self.turn = 0
-        self._turns = [0] * len(self._slots)
-        self._sightings = Sightings(len(self._slots))
+        self._turns = [0] * n
+        self._sightings = Sightings(n)
         self._buffers: dict[torch.device, Buffers] = {}
         self._captured = Captured()
         self._writer: RowWriter | None = None
-        self._quick = [False] * len(self._slots)
+        self._quick = [False] * n
         gate.on_switch = self._switch
         self._casts = {
             tap.slots[role]: cast
@@ -90,32 +90,6 @@ class Collector:
             for role, cast in operand_casts(tap.module).items()
             if role in tap.slots
         }
-        self._cast_formats: dict[int, str] = {}
-        # GEMM modules compute in autocast's dtype, which only their forward can tell.
-        self._gemms = {index: tap.path for tap in taps if tap.gemm for index in tap.slots.values()}
-        self._compute_formats: dict[str, str | None] = {}
-
-    @property
-    def slots(self) -> tuple[SlotInfo, ...]:
-        """The slots with what has been learnt of their tensors so far.
-
-        The same object until something new is learnt.
-        """
-        if self._known is None:
-            self._known = tuple(
-                replace(slot, format=self._format_of(index, slot)) if slot.dtype else slot
-                for index, slot in enumerate(self._slots)
-            )
-        return self._known
-
-    @property
-    def called(self) -> bool:
-        """Whether a tensor was seen that only a module's own hooks see; True where none is tapped.
-
-        Weights and their gradients are seen without.
-        """
-        own = [slot for slot in self._slots if slot.role not in PARAMETER_ROLES]
-        return not own or any(slot.dtype is not None for slot in own)
 
     @property
     def bytes(self) -> int:
@@ -129,7 +103,7 @@ class Collector:
         Passed by is what has no range (integers, bools) or no memory of its own (nested tensors,
         those that `torch.func` transforms see).
         """
-        if self._quick[index] and self._see_small(index, tensor):
+        if self._quick[index] and self._see_plain(index, tensor):
             return
         if not is_watched_dtype(tensor.dtype) or tensor.is_nested or is_transformed(tensor):
             return
@@ -144,8 +118,8 @@ class Collector:
             self._about_to_pass(index, tensor)
             self._pass(index, tensor, tap, None)
 
-    def _see_small(self, index: int, tensor: Tensor) -> bool:
-        """Does the same for a small tensor of whose slot nothing is wanted but the row.
+    def _see_plain(self, index: int, tensor: Tensor) -> bool:
+        """Does the same by the shortest way for a slot of which nothing is wanted but the row.
 
         Returns:
             Whether it did; where not, nothing was done.
@@ -153,9 +127,12 @@ class Collector:
         writer = self._writer or self._new_writer()
         if writer is None or self.compare is not None or self.operands.due:
             return False
-        if self._sightings.is_followed(index) or not writer.add(tensor, index):
+        address, numel = writer.look(tensor)
+        sightings = self._sightings
+        if not address or sightings.is_followed(index):
             return False
-        self._sightings.count(index)
+        if not sightings.follow_or_note(index, tensor, address, numel):
+            writer.put(address, numel, tensor.dtype, index)
         self._turns[index] = self.turn
         return True
 
@@ -197,8 +174,7 @@ class Collector:
         """
         if is_watched_dtype(tensor.dtype):
             self._captured.add(tensor, self._buffers_on(tensor.device), index)
-            if self._slots[index].dtype is None:
-                self._learn(index, tensor, tap, autocast)
+            self._learn(index, tensor, tap, autocast)
 
     def see_weights(self, weights: Sequence[tuple[int, Tensor, Tap]]) -> None:
         """Adds many tensors, each to the row of a slot that has seen nothing in this step."""
@@ -227,12 +203,12 @@ class Collector:
             Parcel(packed, owned=True),
             self._names,
             self._scaled,
-            dict(self._cast_formats),
+            dict(self.table.cast_formats),
             self._turns,
             self._sightings.take(),
             full=self._gate.mode is Mode.FULL,
         )
-        self._turns, self.turn = [0] * len(self._slots), 0
+        self._turns, self.turn = [0] * len(self._turns), 0
         self._writer = None
         return rows, blocks
 
@@ -247,7 +223,7 @@ class Collector:
     def _buffers_on(self, device: torch.device) -> Buffers:
         buffers = self._buffers.get(device)
         if buffers is None:
-            buffers = self._buffers[device] = Buffers(len(self._slots), device)
+            buffers = self._buffers[device] = Buffers(len(self._turns), device)
         return buffers
 
     def _about_to_pass(self, index: int, tensor: Tensor | None) -> None:
@@ -271,41 +247,19 @@ class Collector:
             if index in self._casts and not is_dtensor(tensor):  # whose scale takes all shards
                 row = self._buffers_on(tensor.device).casts[index]
                 self._see_cast(index, tensor.detach(), row)
-            if self.compare is not None and self._slots[index].scaled:
+            if self.compare is not None and self._scaled[index]:
                 self.compare(index, tensor.detach())
-        if self._slots[index].dtype is None:
-            self._learn(index, tensor, tap, autocast)
+        self._learn(index, tensor, tap, autocast)
 
     def _see_cast(self, index: int, tensor: Tensor, row: Tensor) -> None:
         name, scale, flushed, saturated = self._casts[index](tensor)
-        self._cast_formats[index] = name
+        self.table.cast_formats[index] = name
         row[CAST_SCALE] = scale
         row[CAST_FLUSHED] += flushed
         row[CAST_SATURATED] += saturated
         row[CAST_CALLS] += 1
 
     def _learn(self, index: int, tensor: Tensor, tap: Tap, autocast: str | None) -> None:
-        self._known = None
-        slot = self._slots[index]
-        slot = self._slots[index] = replace(
-            slot,
-            shape=tuple(tensor.shape),
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            order=self._order,
-            placement=placement_of(tensor) if slot.role == "weight" else None,
-            shard=shard_of(tensor) if slot.role == "weight" else None,
-        )
-        self._order += 1
-        self._quick[index] = tensor.is_cpu and index not in self._casts
-        if slot.role in ("input", "output"):
-            autocast = autocast_on(tensor.device.type) if autocast is None else autocast
-            if autocast:
-                self._compute_formats.setdefault(tap.path, format_of_dtype(autocast))
-
-    def _format_of(self, index: int, slot: SlotInfo) -> str | None:
-        if index in self._cast_formats:
-            return self._cast_formats[index]
-        gemm = self._gemms.get(index)
-        if gemm in self._compute_formats:
-            return self._compute_formats[gemm]
-        return format_of_dtype(slot.dtype) if slot.dtype else None
+        if self.table.is_new(index):
+            self.table.learn(index, tensor, tap, autocast)
+            self._quick[index] = tensor.is_cpu and index not in self._casts

@@ -2,11 +2,25 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+
+
+class Removable(Protocol):
+    """Something that was put on the model and can be taken off again."""
+
+    def remove(self) -> None:
+        """Takes it off."""
+
+
+def remove_all(handles: list[RemovableHandle] | list[Removable]) -> None:
+    """Takes all off, and leaves the list empty."""
+    for handle in handles:
+        handle.remove()
+    handles.clear()
 
 
 def inert(*_args: object, **_kwargs: object) -> None:

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from numwatch.taps.collector import Collector
 from numwatch.taps.fsdp import AtRest, weight_at_rest
 from numwatch.taps.gate import Gate
-from numwatch.taps.hooks import Hook, hook_gradient, in_backward, tensors_in
+from numwatch.taps.hooks import Hook, Removable, hook_gradient, in_backward, tensors_in
 from numwatch.taps.own import own_of
 from numwatch.taps.placement import (
     alias_of,
@@ -27,13 +27,6 @@ from numwatch.taps.tracing import TracedModule
 
 _CPU = torch.device("cpu")
 _NONE: AtRest = {}
-
-
-class Removable(Protocol):
-    """Something that was put on the model and can be taken off again."""
-
-    def remove(self) -> None:
-        """Takes it off."""
 
 
 def attach_modules(
@@ -176,7 +169,7 @@ class _Forward(Hook):
     ) -> object:
         if is_compiling():
             return self._traced.after(args, kwargs, output)
-        if self._gate.open:
+        if self._gate.mode and self._gate.open:
             self._see(args, kwargs, output)
         return None
 
@@ -189,7 +182,8 @@ class _Forward(Hook):
             first = not in_backward()
             given = args[0] if len(args) == 1 and not kwargs else (*args, *kwargs.values())
             self._each(given, self._input if first else None, self._grad_input)
-            if not is_others_output(self._tap.module, args, output):
+            own = bool(args) and type(args[0]) is Tensor
+            if own or not is_others_output(self._tap.module, args, output):
                 self._each(output, self._output if first else None, self._grad_output)
 
     def _each(self, value: object, forward: int | None, gradient: "_Gradient | None") -> None:

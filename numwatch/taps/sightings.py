@@ -18,9 +18,9 @@ class _Pass(NamedTuple):
 
     tensor: weakref.ref[Tensor]
     version: int
-    shape: torch.Size
-    stride: tuple[int, ...]
-    contiguous: bool
+    numel: int
+    strides: tuple[torch.Size, tuple[int, ...]] | None
+    """Shape and strides; None where it is contiguous."""
     slot: int
 
 
@@ -38,17 +38,38 @@ class Sightings:
         self._passes = [0] * n
         self._by_address: dict[tuple[int, torch.dtype], _Pass] = {}
         self._followers: dict[int, list[int]] = {}
+        self._alone: bool | None = None
 
     def follow(self, index: int, tensor: Tensor) -> bool:
         """Has a slot follow the one that has seen the same numbers; False where it needs a pass."""
-        if index in self._followers or not _is_worth_it(tensor):
+        if index in self._followers or not self._is_worth_it(tensor):
             return False  # whose row others follow stays as it is
         before = self._by_address.get((tensor.data_ptr(), tensor.dtype))
-        if before is None or self._passes[before.slot] != 1 or not _is_same(before, tensor):
-            return False
-        self._followers.setdefault(before.slot, []).append(index)
-        self._passes[index] += 2  # its row is to be more than one pass: nobody follows it
-        return True
+        return before is not None and self._joins(index, before, tensor)
+
+    def follow_or_note(self, index: int, tensor: Tensor, address: int, numel: int) -> bool:
+        """Does as `follow`, and where that is False as `note`, by the shortest way.
+
+        Args:
+            index: Of a slot that nobody follows.
+            tensor: A contiguous `torch.Tensor`.
+            address: Where its memory is.
+            numel: How many elements it has.
+        """
+        if numel >= SMALL and self._is_alone():
+            try:
+                version = tensor._version  # noqa: SLF001  # documented with autograd's checks
+            except RuntimeError:  # of inference mode, where none is kept
+                version = None
+            if version is not None:
+                key = (address, tensor.dtype)
+                before = self._by_address.get(key)
+                if before is not None and self._joins(index, before, tensor):
+                    return True
+                kept = _Pass(weakref.ref(tensor), version, numel, None, index)
+                self._by_address[key] = kept
+        self._passes[index] += 1
+        return False
 
     def note(self, index: int, tensor: Tensor | None) -> Sequence[int]:
         """Takes note of a pass that is about to go to a slot's row.
@@ -61,13 +82,12 @@ class Sightings:
             The slots that followed this one until now: its row, as it is, must be added to theirs.
         """
         self._passes[index] += 1
-        if tensor is not None and _is_worth_it(tensor):
+        if tensor is not None and self._is_worth_it(tensor):
             self._by_address[tensor.data_ptr(), tensor.dtype] = _Pass(
                 weakref.ref(tensor),
-                tensor._version,  # noqa: SLF001  # documented with autograd's in-place checks
-                tensor.shape,
-                tensor.stride(),
-                tensor.is_contiguous(),
+                tensor._version,  # noqa: SLF001  # as above
+                tensor.numel(),
+                None if tensor.is_contiguous() else (tensor.shape, tensor.stride()),
                 index,
             )
         return self._followers.pop(index, ()) if self._followers else ()
@@ -76,36 +96,46 @@ class Sightings:
         """Whether slots follow this one, so that a pass to its row must be told by `note`."""
         return index in self._followers
 
-    def count(self, index: int) -> None:
-        """Takes note of a pass over a small tensor, whose slot nobody follows."""
-        self._passes[index] += 1
-
     def take(self) -> list[tuple[int, int]]:
         """Returns each follower with the slot it follows, and starts a new step."""
         pairs = [(own, first) for first, owns in self._followers.items() for own in owns]
         self._passes = [0] * len(self._passes)
         self._by_address.clear()
         self._followers.clear()
+        self._alone = None
         return pairs
 
+    def _joins(self, index: int, before: _Pass, tensor: Tensor) -> bool:
+        """Has a slot follow the one of a pass, if that was over the same numbers."""
+        if self._passes[before.slot] != 1 or not _is_same(before, tensor):
+            return False
+        self._followers.setdefault(before.slot, []).append(index)
+        self._passes[index] += 2  # its row is to be more than one pass: nobody follows it
+        return True
 
-def _is_worth_it(tensor: Tensor) -> bool:
-    kind = type(tensor)
-    return (
-        tensor.numel() >= SMALL
-        and (kind is Tensor or kind is nn.Parameter)
-        and not tensor.is_inference()
-        and not of_many_ranks()  # collectives write in place and move no counter
-    )
+    def _is_worth_it(self, tensor: Tensor) -> bool:
+        kind = type(tensor)
+        return (
+            tensor.numel() >= SMALL
+            and (kind is Tensor or kind is nn.Parameter)
+            and not tensor.is_inference()
+            and self._is_alone()
+        )
+
+    def _is_alone(self) -> bool:
+        """Whether no other rank trains along: collectives write in place and move no counter."""
+        if self._alone is None:
+            self._alone = not of_many_ranks()
+        return self._alone
 
 
 def _is_same(before: _Pass, tensor: Tensor) -> bool:
     first = before.tensor()
-    if first is None or first.data_ptr() != tensor.data_ptr():
+    if first is None or first.data_ptr() != tensor.data_ptr() or tensor.is_neg():
         return False
     if before.version != tensor._version or first._version != before.version:  # noqa: SLF001
         return False
-    if before.shape == tensor.shape:
-        return before.stride == tensor.stride() and not tensor.is_neg()
-    # Elements are counted in any order: another shape of the same whole is the same.
-    return before.contiguous and tensor.is_contiguous() and before.shape.numel() == tensor.numel()
+    if before.strides is None:
+        # Elements are counted in any order: another shape of the same whole is the same.
+        return tensor.is_contiguous() and tensor.numel() == before.numel
+    return before.strides == (tensor.shape, tensor.stride())

@@ -1,6 +1,6 @@
 """The scalars of the last steps, kept on the device until they travel with the rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,14 @@ def columns_of(optimizers: int) -> tuple[str, ...]:
         *(loss_scale_column(turn) for turn in range(max(optimizers, 1))),
         *(found_inf_column(optimizer) for optimizer in range(optimizers)),
     )
+
+
+def learning_rate(optimizers: Iterable[torch.optim.Optimizer]) -> Tensor | float | None:
+    """Returns the first optimizer's; some have none, or choose it themselves."""
+    first = next(iter(optimizers), None)
+    groups = [] if first is None else first.param_groups
+    lr = groups[0].get("lr") if groups else None
+    return lr if isinstance(lr, (Tensor, float, int)) else None
 
 
 class Tape:

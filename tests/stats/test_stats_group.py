@@ -119,34 +119,45 @@ def test_rows_of_a_matrix_are_its_tensors_one_by_one(dtype):
 
 @ALL_DTYPES
 @pytest.mark.parametrize("full", [True, False], ids=["full", "amax"])
-def test_a_writer_of_small_tensors_adds_what_accumulate_does_or_nothing(dtype, full):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_writer_adds_what_accumulate_does_or_nothing(monkeypatch, dtype, full, threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    most = 2 * (cpu._PART if full else cpu._AMAX_PART)
     tensors = [*group_of(dtype), torch.ones(5, dtype=torch.int64), torch.ones(3) * 2j]
     tensors.append(torch.ones(2, dtype=torch.complex64).conj().imag)
+    tensors += [noise(most - 1).to(dtype), noise(most).to(dtype)]
     (counts, reals), (expected, expected_reals) = nws.new_rows(2), nws.new_rows(2)
     writer = nws.row_writer(counts, reals, full=full)
     one = nws.accumulate if full else nws.accumulate_amax
-    added = [x for x in tensors if writer.add(x, 1)]
-    for x in added:
-        one(x, expected, expected_reals, 1)
-    quick = dtype in (torch.float32, torch.bfloat16, torch.float16)
-    assert len(added) == (4 if quick else 0)  # of five elements and of one, each twice
-    assert all(x.numel() <= cpu.SMALL and x.is_contiguous() for x in added)
+    added = []
+    for x in tensors:
+        address, n = writer.look(x)
+        if address:
+            assert n == x.numel()
+            writer.put(address, n, x.dtype, 1)
+            one(x, expected, expected_reals, 1)
+            added.append(n)
+    sizes = [5, 1, 12_000, 2 * cpu._PART + 5] * 2 + [most - 1, most]
+    few = [n for n in sizes if threads == 1 or n < most]  # the rest threads would share
+    assert added == (few if dtype in (torch.float32, torch.bfloat16, torch.float16) else [])
     assert torch.equal(counts, expected)
     assert torch.allclose(reals, expected_reals, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_a_writer_takes_no_tensor_without_memory_of_its_own():
     writer = nws.row_writer(*nws.new_rows(1), full=True)
     taken = []
 
     def see(x):
-        taken.append(writer.add(x, 0))
+        taken.append(writer.look(x))
         return x.sum()
 
     torch.func.vmap(see)(torch.ones(3, 4))
     freed = torch.ones(4)
     freed.untyped_storage().resize_(0)
-    assert taken == [False]
-    assert not writer.add(freed, 0)
-    assert not writer.add(torch.empty(4, device="meta"), 0)
-    assert not writer.counts.any()
+    assert taken == [(0, 0)]
+    assert writer.look(freed) == (0, 0)
+    assert writer.look(torch.empty(4, device="meta")) == (0, 0)
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.strided)
+    assert writer.look(nested) == (0, 0)

@@ -384,3 +384,24 @@ def test_every_kind_of_value_is_among_them(dtype):
     assert (stats.posinfs > 0, stats.neginfs > 0) == (has_inf, has_inf)
     assert min(stats.binades[-5 - stats.binade_first : 6 - stats.binade_first]) > 0
     assert stats.amin == dtypes.LAYOUTS[dtype].magnitude(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_sums_of_chunks_with_and_without_specials_add_up(dtype, first):
+    n = 6 * exponent_loops.CHUNK + 77
+    x = torch.randn(first + n, generator=torch.Generator().manual_seed(0)).to(dtype)[first:]
+    for chunk, special in ((1, math.nan), (2, -math.inf), (4, 2.0**-130)):
+        x[exponent_loops.CHUNK * chunk + 5] = special
+    finite = x[x.isfinite()].double()
+    for _ in range(2):  # nothing is left of the last tensor
+        counts, reals = nws.new_rows(1)
+        nws.accumulate(x, counts, reals)
+        assert reals[0, nws.SUM].item() == pytest.approx(math.fsum(finite.tolist()), rel=1e-12)
+        squares = math.fsum((finite**2).tolist())
+        assert reals[0, nws.SUMSQ].item() == pytest.approx(squares, rel=1e-12)
+
+
+def test_lanes_lie_within_lines_of_the_cache():
+    at = cpu._thread.work[torch.bfloat16] + 4 * exponent_loops._SUMS
+    assert at % cpu._LINE == 0

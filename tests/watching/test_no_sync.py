@@ -143,7 +143,7 @@ def test_a_planted_wait_is_found(parts, monkeypatch, read, role):
     see = Collector.see
 
     def reading(self, index, tensor, *rest):
-        if self._slots[index].role == role:
+        if self.table.slots[index].role == role:
             read(tensor)
         return see(self, index, tensor, *rest)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import numwatch
 from numwatch.schedule import Schedule
+from numwatch.stats import cpu
 from numwatch.taps import collector
 from numwatch.taps import sightings as sightings_module
 from numwatch.taps.gate import Gate
@@ -23,6 +24,11 @@ def _no_tensor_is_too_small(monkeypatch):
 
 
 EVERY_STEP = Schedule(1, 0)
+
+
+def pass_over_each(patch):
+    patch.setattr(Sightings, "follow", lambda *_: False)
+    patch.setattr(Sightings, "_joins", lambda *_: False)
 
 
 class Shared(nn.Module):
@@ -57,7 +63,7 @@ def test_rows_are_those_of_a_pass_each(monkeypatch, mode, micro_batches):
     model, x = Shared(), torch.randn(4, 8)
     steps = 1 if mode.every_n_steps == 1 else 3
     found = seen_in(model, x, mode, steps, micro_batches)
-    monkeypatch.setattr(Sightings, "follow", lambda *_: False)
+    pass_over_each(monkeypatch)
     expected = seen_in(model, x, mode, steps, micro_batches)
     assert found == expected
     assert found[0]["k:input"].numel == 64 * micro_batches
@@ -90,7 +96,7 @@ def test_any_wiring_gives_the_rows_of_a_pass_each(wires, micro_batches):
     model, x = Wired(wires), torch.randn(2, 4)
     found = seen_in(model, x, micro_batches=micro_batches)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sightings, "follow", lambda *_: False)
+        pass_over_each(patch)
         expected = seen_in(model, x, micro_batches=micro_batches)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
@@ -127,6 +133,45 @@ def test_a_shared_tensor_is_passed_over_once(monkeypatch):
         "q:output",
         "v:output",
     ]
+
+
+@pytest.mark.parametrize("mode", [Schedule(1, 0), Schedule(1000, 1)])
+def test_slots_that_are_known_are_passed_over_once_too(monkeypatch, mode):
+    passes = []
+    put = cpu.RowWriter.put
+    monkeypatch.setattr(
+        cpu.RowWriter, "put", lambda self, *given: (passes.append(given[-1]), put(self, *given))
+    )
+    model = Shared()
+    watch = Watch(model, Gate(strict=True), mode)
+    names = [slot.slot for slot in watch.slots]
+    watch.attach()
+    for step in range(2):  # in the first, slots are new
+        passes.clear()
+        watch.begin(step)
+        model(torch.randn(4, 8))
+        watch.end()
+    watch.detach()
+    assert sorted(names[row] for row in passes) == [
+        *["deep.0:input", "deep.0:output", "deep.1:output"],
+        *["k:output"] * 2,
+        *["norm:output", "q:output", "v:output"],
+    ]
+
+
+def test_tensors_of_inference_mode_are_passed_over_each_time():
+    sightings = Sightings(2)
+    with torch.inference_mode():
+        x = torch.ones(8)
+    for slot in range(2):
+        assert not sightings.follow_or_note(slot, x, x.data_ptr(), 8)
+    y = torch.ones(8)
+    assert not sightings.follow_or_note(0, y, y.data_ptr(), 8)
+    assert not sightings.follow_or_note(1, y, y.data_ptr(), 8)  # the row has a pass already
+    assert sightings.take() == []
+    assert not sightings.follow_or_note(0, y, y.data_ptr(), 8)
+    assert sightings.follow_or_note(1, y, y.data_ptr(), 8)
+    assert sightings.take() == [(1, 0)]
 
 
 class InPlace(nn.Module):

@@ -95,6 +95,22 @@ def test_watched_training_is_bitwise_the_bare_one(dtype, use_reentrant):
     assert all(torch.equal(weights[name], bare[name]) for name in bare)
 
 
+def test_weights_carry_hooks_on_recorded_steps_alone():
+    model = Net()
+    watch = watch_of(model, schedule=Schedule(2, 0))
+    hooked = []
+    for step in range(5):
+        watch.begin(step)
+        hooked.append([name for name, p in model.named_parameters() if p._backward_hooks])
+        model(torch.randint(0, 20, (8, 5))).sum().backward()
+        watch.end()
+    watch.detach()
+    assert hooked[0] == [f"{path}.weight" for path in ("q", "k", "v", "head")]
+    assert hooked == [hooked[0], [], hooked[0], [], hooked[0]]
+    rows = [{row.slot: row for row in s.rows} for s in watch.collect(everything=True) if s.rows]
+    assert [row["q:grad_weight"].stats.numel for row in rows] == [16 * 16] * 3
+
+
 def independent_rows(model, tokens, scale=1.0, dtype=None):
     """Every slot's tensors by module hooks of torch's own, independent of numwatch's taps."""
     model = copy.deepcopy(model)

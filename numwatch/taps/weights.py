@@ -1,0 +1,57 @@
+"""The weights of tapped modules: seen when a step begins, and their gradients in its backward."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils.hooks import RemovableHandle
+
+from numwatch.taps.collector import Collector
+from numwatch.taps.fsdp import AtRest, shards_of, weight_at_rest
+from numwatch.taps.gate import Gate
+from numwatch.taps.hooks import remove_all
+from numwatch.taps.modules import attach_weights
+from numwatch.taps.selection import Tap
+
+
+class WeightTaps:
+    """Hooks weights for as long as steps are recorded: unlike those of modules, nobody traces them.
+
+    Attributes:
+        at_rest: The shards of weights that FSDP2 gathers, while it is asked for.
+    """
+
+    def __init__(self, taps: Sequence[Tap], gate: Gate, collector: Collector) -> None:
+        self._taps, self._gate, self._collector = taps, gate, collector
+        self._hooked: set[int] = set()
+        self._handles: list[RemovableHandle] = []
+        self.at_rest: AtRest = {}
+
+    def look_for_shards(self, model: nn.Module) -> None:
+        """Finds the shards of a model whose modules are about to be hooked."""
+        self.at_rest = shards_of(model)
+
+    def begin(self) -> None:
+        """Begins a step, with what the gate says of it."""
+        if not self._gate.mode:
+            self.detach()
+            return
+        self.attach(*self._taps)
+        self._collector.see_weights(list(self._weights()))
+
+    def attach(self, *taps: Tap) -> None:
+        """Hooks the weights of some modules that require a gradient and are not hooked yet."""
+        self._handles += attach_weights(
+            taps, self._gate, self._collector, self._hooked, self.at_rest
+        )
+
+    def detach(self) -> None:
+        """Takes the hooks off."""
+        remove_all(self._handles)
+        self._hooked.clear()
+
+    def _weights(self) -> Iterator[tuple[int, Tensor, Tap]]:
+        for tap in self._taps:
+            weight = weight_at_rest(tap, self.at_rest)
+            if "weight" in tap.slots and weight is not None and not is_lazy(weight):
+                yield tap.slots["weight"], weight, tap

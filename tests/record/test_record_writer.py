@@ -340,12 +340,17 @@ def test_ctrl_c_while_a_flush_waits_loses_nothing(tmp_path, disk):
     disk.runs.clear()
     one = record(tmp_path)
     one.write(snapshot(0))
-    main = threading.main_thread().ident
-    timer = threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT])
-    timer.start()
+
+    def interrupt():
+        assert disk.reached.wait(60)
+        time.sleep(0.1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    person = threading.Thread(target=interrupt)
+    person.start()
     with pytest.raises(KeyboardInterrupt):
         one.flush()
-    timer.join()
+    person.join()
     disk.runs.set()
     one.write(snapshot(1))
     one.close()

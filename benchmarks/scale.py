@@ -95,7 +95,7 @@ def claims(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         "slots": row["slots"],
         "full_seconds": seconds,
         "limit_seconds": CLAIM_SECONDS,
-        "rss_mib": mib,
+        "peak_mib": mib,
         "limit_mib": CLAIM_MIB,
         "holds": seconds < CLAIM_SECONDS and mib < CLAIM_MIB,
     }

@@ -106,6 +106,10 @@ class Session:
                 )
             failing.pop_all()
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Makes None of a copy: of whoever holds it, the copy watches nothing."""
+        return type(None), ()
+
     @property
     def watching(self) -> bool:
         """Whether the watching goes on; where it has ended by an error, nothing is left behind."""

@@ -7,6 +7,7 @@ does not wait for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
 from numwatch.settings import CAPSULE_GB, Settings
+from numwatch.taps.gate import Gate
 from numwatch.taps.sampling import SAMPLES
 
 from ._base import Callback
@@ -115,31 +117,32 @@ class NumericsMonitor(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Opens the record and puts the hooks in place, once every strategy and plugin has."""
-        from rich.console import Console
-
-        from numwatch.record import RECORD_FOLDER
-        from numwatch.session import Session
-
-        from .views import views_of
-
         self._close()
         log_dir = trainer.log_dir  # asked for on every rank: it is broadcast
         # A logger may have no directory: those of `fast_dev_run`, or one of the user's own.
         chosen = Path(self._dir or log_dir or trainer.default_root_dir).absolute()
-        self.directory = self._resumed or chosen / RECORD_FOLDER
-        self._resumed = None
+        resumed, self._resumed = self._resumed, None
         if type(trainer.strategy).__name__ == "DeepSpeedStrategy":
             rank_zero_warn(_DEEPSPEED, category=UserWarning)
-        self._session = Session(
-            pl_module,
-            self.directory,
-            settings=self._settings,
-            precision=str(trainer.precision),
-            optimizers=trainer.optimizers,
-            scaler=trainer.scaler,
-            views=partial(views_of, trainer.loggers),
-            console=Console() if self._summary else None,
-        )
+        with self._guard():
+            from rich.console import Console
+
+            from numwatch.record import RECORD_FOLDER
+            from numwatch.session import Session
+
+            from .views import views_of
+
+            self.directory = resumed or chosen / RECORD_FOLDER
+            self._session = Session(
+                pl_module,
+                self.directory,
+                settings=self._settings,
+                precision=str(trainer.precision),
+                optimizers=trainer.optimizers,
+                scaler=trainer.scaler,
+                views=partial(views_of, trainer.loggers),
+                console=Console() if self._summary else None,
+            )
 
     def on_train_batch_start(
         self, trainer: Any, _pl_module: Any, batch: Any, batch_idx: int
@@ -222,11 +225,16 @@ class NumericsMonitor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the record of the run that is resumed, where it can still be found."""
-        from numwatch.record.find import is_record
-
         directory = state_dict.get("directory")
-        if directory and self._dir is None and is_record(Path(directory)):
-            self._resumed = Path(directory)
+        if directory and self._dir is None:
+            with self._guard():
+                from numwatch.record.find import is_record
+
+                self._resumed = Path(directory) if is_record(Path(directory)) else None
+
+    def _guard(self) -> AbstractContextManager[None]:
+        """Keeps errors away from the run: what is imported late may not be there, or be broken."""
+        return Gate(strict=self._settings.strict).watching()
 
     def _close(self, *, hurry: bool = False) -> None:
         session, self._session = self._session, None

@@ -117,7 +117,7 @@ class Failures:
     def add_loss(self, loss: Tensor | float) -> None:
         """Takes note of the unscaled loss, where nobody tells of the one before backward."""
         if not self._announced:
-            self.see_loss(torch.as_tensor(loss))
+            self.see_loss(loss if isinstance(loss, Tensor) else torch.tensor(loss, device="cpu"))
 
     def before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Looks, where there is no scaler, whether the gradients are worth a step."""

@@ -1,6 +1,7 @@
 """One attempt at a run: what is watched goes to the record, and from there to a person."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -70,19 +71,13 @@ class Session:
         self._keeping: Keeping | None = None
         self._reducer: Reducer | None = None
         self._failures: Failures | None = None
-        with self._gate.watching():
+        with self._gate.watching(), ExitStack() as failing:
+            failing.callback(self._release)  # by an interrupt, or an error of a strict watching
             self._reducer = Reducer() if of_many_ranks() else None
             first = self._reducer is None or self._reducer.first
             self._notices = Notices(self._event, console, first=first)
-            self._watch = Watch(
-                model,
-                self._gate,
-                settings.schedule,
-                settings.include,
-                settings.exclude,
-                settings.update_samples,
-                audit=settings.audit,
-            )
+            chosen = settings.schedule, settings.include, settings.exclude, settings.update_samples
+            self._watch = Watch(model, self._gate, *chosen, audit=settings.audit)
             if first:
                 self._keeping = Keeping(
                     self.directory,
@@ -109,6 +104,11 @@ class Session:
                     scaler=scaler,
                     announced=announced,
                 )
+            failing.pop_all()
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Makes None of a copy: of whoever holds it, the copy watches nothing."""
+        return type(None), ()
 
     @property
     def watching(self) -> bool:

@@ -48,10 +48,15 @@ PHASE_OF = {
 }
 """The phase of each rule there is."""
 
-_NOT_FINITE = (
-    *("nan-in-data", "nan-in-parameter", "nan-in-forward", "forward-overflow", "nan-in-loss"),
+_SPOILED = (
+    "nan-in-parameter",
+    "nan-in-forward",
+    "forward-overflow",
+    "nan-in-loss",
     "nan-in-backward",
 )
+"""What was computed is not finite, for which there may be causes long before."""
+_NOT_FINITE = ("nan-in-data", *_SPOILED)
 _COLLAPSES = ("loss-scale-collapse-overflow", "loss-scale-collapse-nan")
 _FLUSHING = ("layer-flushed", "gradient-underflow", "fp8-flushing")
 _GROWING = ("activation-growth", "attention-logit-growth", "outlier-channels")
@@ -71,7 +76,7 @@ LEADS_TO: dict[str, frozenset[str]] = {
         for rule in _NOT_FINITE
     },
     **{
-        rule: frozenset((*_NOT_FINITE, *_FLUSHING, *_COLLAPSES, *_STUCK, *_SPIKES))
+        rule: frozenset((*_SPOILED, *_FLUSHING, *_COLLAPSES, *_STUCK, *_SPIKES))
         | {"persistent-skips", "loss-scale-too-low", "vanishing-gradients", "eps-above-sqrt-v"}
         for rule in _COLLAPSES
     },
@@ -83,34 +88,34 @@ LEADS_TO: dict[str, frozenset[str]] = {
         | {"vanishing-gradients", "loss-scale-too-low", "eps-above-sqrt-v", "low-precision-state"}
         for rule in _FLUSHING
     },
-    "loss-rises-while-flushing": frozenset((*_NOT_FINITE, *_SPIKES, "exploding-gradients")),
+    "loss-rises-while-flushing": frozenset((*_SPOILED, *_SPIKES, "exploding-gradients")),
     "dead-layer": frozenset((*_STUCK, *_FLUSHING, *_DEPTH, "eps-above-sqrt-v")),
     "vanishing-gradients": frozenset((*_FLUSHING, *_STUCK))
     | {"eps-above-sqrt-v", "loss-scale-too-low", "low-precision-state"},
-    "exploding-gradients": frozenset((*_NOT_FINITE, *_COLLAPSES, *_SPIKES, *_GROWING))
+    "exploding-gradients": frozenset((*_SPOILED, *_COLLAPSES, *_SPIKES, *_GROWING))
     | {"persistent-skips", "fp8-saturation", "fp8-flushing"},
     **{
-        rule: frozenset((*_NOT_FINITE, *_COLLAPSES, *_SPIKES, *_GROWING))
+        rule: frozenset((*_SPOILED, *_COLLAPSES, *_SPIKES, *_GROWING))
         | {"exploding-gradients", "persistent-skips", "fp8-saturation", "fp8-flushing"}
         for rule in _GROWING
     },
     **{
-        rule: frozenset((*_NOT_FINITE, *_COLLAPSES, *_SPIKES, *_GROWING))
+        rule: frozenset((*_SPOILED, *_COLLAPSES, *_SPIKES, *_GROWING))
         | {"exploding-gradients", "persistent-skips", "fp8-saturation", "dead-layer"}
         for rule in _SPIKES
     },
-    "fp8-saturation": frozenset((*_NOT_FINITE, *_SPIKES, *_GROWING))
+    "fp8-saturation": frozenset((*_SPOILED, *_SPIKES, *_GROWING))
     | {"exploding-gradients", "loss-rises-while-flushing"},
     "block-gain-collapse": frozenset(_SPIKES),
-    "eps-zero": frozenset((*_NOT_FINITE, *_SPIKES, *_GROWING, *_COLLAPSES))
+    "eps-zero": frozenset((*_SPOILED, *_SPIKES, *_GROWING, *_COLLAPSES))
     | {"low-precision-state", "exploding-gradients", "dead-layer", "fp8-saturation"},
     # A second moment that only grows makes steps smaller: nothing overflows for it.
     "state-never-decays": frozenset(_STUCK),
-    "low-precision-state": frozenset((*_NOT_FINITE, *_SPIKES, *_GROWING, *_STUCK)),
+    "low-precision-state": frozenset((*_SPOILED, *_SPIKES, *_GROWING, *_STUCK)),
     "eps-above-sqrt-v": frozenset(_STUCK),
     "lost-updates": frozenset(("learning-rate-below-resolution",)),
     "learning-rate-below-resolution": frozenset(("lost-updates",)),
-    "sensitive-operation-low": frozenset((*_NOT_FINITE, *_COLLAPSES, *_GROWING, "dead-layer")),
+    "sensitive-operation-low": frozenset((*_SPOILED, *_COLLAPSES, *_GROWING, "dead-layer")),
 }
 """Which rules a rule may lead to: what follows from it goes below it in the chain."""
 

@@ -45,9 +45,7 @@ def diagnose(
 
 def _worst(finding: Finding) -> int:
     """The severity, from the worst, of a finding and all that follows from it."""
-    return min(
-        SEVERITIES.index(finding.severity), *map(_worst, finding.consequences), len(SEVERITIES)
-    )
+    return min([SEVERITIES.index(finding.severity), *map(_worst, finding.consequences)])
 
 
 def apply(rules: Sequence[Rule], evidence: Evidence) -> list[Finding]:

@@ -111,7 +111,7 @@ def _is_scaler(state: Any) -> bool:
     try:
         scaler = torch.amp.GradScaler("cpu")
         scaler.load_state_dict(state)
-        scaler.scale(torch.ones(()))  # only now is its scale looked at
+        scaler.scale(torch.ones((), device="cpu"))  # only now is its scale looked at
     except Exception:  # noqa: BLE001  # it checks nothing itself
         return False
     return True

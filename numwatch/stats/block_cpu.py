@@ -83,7 +83,7 @@ def _sweep_part(dtype: torch.dtype, bits: Bits, columns: int, target: BlockRow) 
 def _meanings(dtype: torch.dtype) -> npt.NDArray[np.uint32]:
     """The FP32 pattern of each float8 code: every one is a normal value, zero or not finite."""
     layout = LAYOUTS[dtype]
-    codes = torch.arange(256, dtype=torch.uint8).view(dtype)
+    codes = torch.arange(256, dtype=torch.uint8, device="cpu").view(dtype)
     magnitudes = [layout.magnitude(code) for code in range(layout.largest + 1)]
     patterns = np.full(256, 0x7FC0_0000, np.uint32)
     for sign in (0, 128):

@@ -254,7 +254,7 @@ def bits_of(flat: Tensor) -> Bits:
 
 def _meanings(dtype: torch.dtype) -> npt.NDArray[np.uint64]:
     """The FP64 patterns of the 256 codes of a float8 dtype."""
-    codes = torch.arange(256, dtype=torch.uint8).view(dtype)
+    codes = torch.arange(256, dtype=torch.uint8, device="cpu").view(dtype)
     return codes.to(torch.float64).numpy().view(np.uint64)
 
 

@@ -76,7 +76,7 @@ def every_kind(dtype: torch.dtype) -> Tensor:
     negatives = [0, 1, layout.bias << layout.mantissa_bits, layout.largest + 1]
     # As negative integers, whose highest bit is set.
     codes += [(code & layout.magnitude_mask) - layout.magnitude_mask - 1 for code in negatives]
-    return torch.tensor(codes).to(layout.integer).view(dtype)
+    return torch.tensor(codes, device="cpu").to(layout.integer).view(dtype)
 
 
 WATCHED_DTYPES = tuple(LAYOUTS)

@@ -183,12 +183,14 @@ def _warm_up_loops(
 ) -> None:
     counts, reals = new_rows(1)
     for dtype in dtypes:
-        x = torch.zeros(1, dtype=dtype)
+        x = torch.zeros(1, dtype=dtype, device=counts.device)
         accumulate(x, counts, reals)
         accumulate_amax(x, counts, reals)
     for dtype in blocks:
-        accumulate_blocks(torch.zeros(1, dtype=dtype), new_block_rows(1)[0])
-    none, one = torch.zeros(1, 1), torch.ones(1, dtype=torch.float64)
+        x = torch.zeros(1, dtype=dtype, device=counts.device)
+        accumulate_blocks(x, new_block_rows(1)[0])
+    none = torch.zeros(1, 1, device=counts.device)
+    one = torch.ones(1, dtype=torch.float64, device=counts.device)
     if updates:
         swallowing(pack([none], [1], 1), none, "bf16")
         second_moment_figures(none, none, one, one)

@@ -34,7 +34,7 @@ def by_loops(v: Tensor, gradient: Tensor, eps: Tensor, correction: Tensor) -> Te
     """Does what `second_moment_figures` tells on a CPU, in one pass."""
     from numwatch.stats.moment_loops import sweep_moments
 
-    figures = torch.zeros(len(v), len(MOMENTS), dtype=torch.float64)
+    figures = torch.zeros(len(v), len(MOMENTS), dtype=torch.float64, device="cpu")
     given = (v.float(), gradient.float(), eps, correction, figures)
     sweep_moments(*(one.contiguous().numpy() for one in given))
     return figures

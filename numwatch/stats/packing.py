@@ -41,7 +41,7 @@ def by_loops(
     """Does the same on a CPU, in one loop over addresses."""
     from numwatch.stats.packing_loops import gather
 
-    packed = torch.empty(len(tensors), n, dtype=dtype)
+    packed = torch.empty(len(tensors), n, dtype=dtype, device="cpu")
     table: list[int] = []
     for row, (x, stride) in enumerate(zip(tensors, strides, strict=True)):
         if -(-x.numel() // stride) != n:  # an optimizer's step may have given it another shape

@@ -167,7 +167,7 @@ def by_loops(
     """Does what `swallowing` tells on a CPU."""
     from numwatch.stats.update_loops import sweep_updates  # numba, which no reader of records needs
 
-    figures = torch.zeros(len(before), len(FIGURES), dtype=torch.float64)
+    figures = torch.zeros(len(before), len(FIGURES), dtype=torch.float64, device="cpu")
     nothing = before.new_zeros(len(before), 0)
     scales = before.new_ones(len(before)) if scale is None else scale[:, 0].contiguous()
     sweep_updates(

@@ -43,7 +43,7 @@ class RandomStates:
         return {
             "cpu": self.cpu,
             "cuda": dict(self.cuda),
-            "numpy": [name, torch.tensor(keys.tolist(), dtype=torch.int64), *rest],
+            "numpy": [name, torch.tensor(keys.tolist(), dtype=torch.int64, device="cpu"), *rest],
             "python": [self.python[0], list(self.python[1]), self.python[2]],
         }
 

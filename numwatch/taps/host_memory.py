@@ -20,7 +20,7 @@ def zeros_on_host(n: int) -> Tensor:
     """
     size = n * torch.int64.itemsize
     if size < OWN_PAGES:
-        return torch.zeros(n, dtype=torch.int64)
+        return torch.zeros(n, dtype=torch.int64, device="cpu")
     pages = mmap.mmap(-1, size, **_PRIVATE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them

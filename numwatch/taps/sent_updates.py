@@ -144,4 +144,8 @@ def _root(square: Floats) -> Floats:
 @cache
 def _stored(value: float | None, dtype: str) -> float | None:
     """Returns a hyperparameter as a tensor of that dtype would hold it."""
-    return None if value is None else float(torch.tensor(value, dtype=getattr(torch, dtype)))
+    return (
+        None
+        if value is None
+        else float(torch.tensor(value, dtype=getattr(torch, dtype), device="cpu"))
+    )

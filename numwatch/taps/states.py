@@ -116,8 +116,11 @@ def bias_corrections(decay: float | None, steps: Sequence[Any], device: torch.de
     """
     if decay is None:
         return torch.ones(len(steps), dtype=torch.float64, device=device)
-    never = torch.tensor(torch.inf)  # whose power is 0
-    given = [never if step is None else torch.as_tensor(step).detach() for step in steps]
+    never = torch.tensor(torch.inf, device="cpu")  # whose power is 0
+    given = [
+        step.detach() if isinstance(step, Tensor) else torch.tensor(step, device="cpu")
+        for step in (never if step is None else step for step in steps)
+    ]
     if len({(step.dtype, step.device, step.shape) for step in given}) > 1:
         home = torch.device("cpu") if all(step.is_cpu for step in given) else device
         given = [step.reshape(()).double().to(home, non_blocking=True) for step in given]

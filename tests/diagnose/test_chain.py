@@ -86,6 +86,15 @@ def test_what_came_before_the_nan_is_not_its_consequence():
     assert [root.rule for root in roots] == ["vanishing-gradients", "nan-in-data"]
 
 
+@pytest.mark.parametrize("rule", ["eps-zero", "activation-growth", "loss-scale-collapse-overflow"])
+def test_no_computing_puts_a_nan_into_the_data(rule):
+    """Only an earlier value that is not finite may have come there, where not all is watched."""
+    roots = chain([finding(rule, step=0), finding("nan-in-data", step=3)])
+    assert [root.rule for root in roots] == [rule, "nan-in-data"]
+    (root,) = chain([finding("nan-in-forward", step=0), finding("nan-in-data", step=3)])
+    assert root.rule == "nan-in-forward"
+
+
 def test_the_phase_of_a_step_decides_before_the_data_flow():
     backward = finding("layer-flushed", order=1.0)
     forward = finding("forward-overflow", order=9.0)

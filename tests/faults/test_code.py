@@ -5,10 +5,12 @@ import time
 
 import pytest
 import torch
-from faults_harness import EPOCH, STEPS, assert_harmless, assert_same, steps_of, train
+from faults_harness import EPOCH, STEPS, assert_harmless, assert_same, net, steps_of, train
 
 import numwatch
+from numwatch import session
 from numwatch.stats import cpu, on_gpu, reference
+from numwatch.watch import Watch
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +169,41 @@ def test_where_triton_can_t_compile_the_reference_steps_in_with_one_warning(monk
     assert torch.equal(reals, expected_reals)
     assert len(caught) == 1
     assert "PTX assembler failed" in str(caught[0].message)
+
+
+@pytest.mark.parametrize(("error", "strict"), [(KeyboardInterrupt, False), (ValueError, True)])
+def test_what_ends_the_putting_on_of_hooks_leaves_none(error, strict, tmp_path, monkeypatch):
+    class Interrupted(Watch):
+        def resume(self):
+            super().resume()
+            raise error
+
+    monkeypatch.setattr(session, "Watch", Interrupted)
+    found = train(tmp_path, strict=strict)
+    assert isinstance(found.error, error)
+    assert found.hooks == 0
+    assert numwatch.open_run(tmp_path).problems == []
+
+
+def test_the_user_s_default_device_is_not_numwatch_s(tmp_path):
+    """`torch.set_default_device("cuda")`, say, of a script whose model is on the CPU."""
+    model, batch = net(), torch.randn(16, 8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model(batch).square().mean().backward()
+    optimizer.step()  # which makes its state where that belongs
+    with (
+        torch.device("meta"),
+        numwatch.watch(
+            model, optimizer, dir=tmp_path, every_n_steps=1, summary=False, strict=True
+        ) as watch,
+    ):
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = model(batch).square().mean()
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+    run = numwatch.open_run(tmp_path)
+    assert run.steps()["step"].to_pylist() == [0, 1]
+    assert run.rows("updates") > 0
+    assert run.rows("states") > 0

@@ -115,7 +115,12 @@ def at_a_glance(results: Results) -> list[str]:
         rows.append([f"{LABELS[name]}, {CELLS[cell]}", ", ".join(limits), *cells])
     for text, key, limit, form in (
         ("host work of a full step at 10,000 slots", "full_seconds", "limit_seconds", "{:.3f} s"),
-        ("resident memory that watching them adds, at its peak", "peak_mib", "limit_mib", "{:.0f} MiB"),
+        (
+            "resident memory that watching them adds, at its peak",
+            "peak_mib",
+            "limit_mib",
+            "{:.0f} MiB",
+        ),
     ):
         found = [(results.get("scale", device) or {}).get("claims") for device in results.devices]
         cells = [_claim(claim, key, limit, form) for claim in found]

@@ -7,7 +7,6 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from numwatch.schedule import Schedule
 from numwatch.shadow import ShadowStep, ShadowSteps
@@ -69,7 +68,7 @@ class Watch:
         self._device = device_of(model)
         self._scaler: Scaler | None = None
         self._follow([])
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
         self._module_handles: list[Removable] = []
         self._paused_mode = Mode.OFF
         self._outbox = Outbox()
@@ -295,5 +294,5 @@ class Watch:
             self._culprits,
             self._updates,
             self._reduced,
-            self._parameters.own_any,
+            self._parameters,
         )

@@ -258,6 +258,7 @@ class Watch:
                 announced=taps.announced,
                 stepped=taps.stepped,
                 scaled=self._scaler is not None,
+                left_out=self._scaler is not None and not self._optimizers and taps.strays.idle,
                 step_seconds=time.perf_counter() - self._started + self._carried_seconds,
                 numwatch_seconds=inside + self._carried_seconds,
             )

@@ -26,6 +26,7 @@ class EndedStep:
         announced: How often each optimizer's turn came, where somebody told.
         stepped: How often each optimizer was called.
         scaled: Whether a scaler was in force.
+        left_out: Whether it has left out optimizers that were not given.
     """
 
     step: int
@@ -34,6 +35,7 @@ class EndedStep:
     announced: Sequence[int]
     stepped: Sequence[int]
     scaled: bool
+    left_out: bool
     step_seconds: float
     numwatch_seconds: float
 
@@ -111,8 +113,8 @@ def _scalars(
         grad_norm=None if norm_squared is None else math.sqrt(norm_squared),
         loss_scale_before=scales[0],
         loss_scale_after=scales[-1],
-        found_inf=any(flags) if known else ended.scaled and bool(skipped),
-        skipped=bool(skipped),
+        found_inf=any(flags) if known else ended.scaled and (bool(skipped) or ended.left_out),
+        skipped=bool(skipped) or ended.left_out,
         skipped_optimizers=skipped,
         loss_scales=tuple(scales[:-1]) if ended.scaled and sum(ended.announced) > 1 else (),
         nonfinite_parameters=(

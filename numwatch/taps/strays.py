@@ -37,6 +37,11 @@ class Strays:
         return (one for found in tuple(self._found) if (one := found()) is not None)
 
     @property
+    def idle(self) -> bool:
+        """Whether there are some, and none has stepped since `stepped` was last set to False."""
+        return not self.stepped and any(True for _ in self)
+
+    @property
     def possible(self) -> bool:
         """Whether the model has parameters that no given optimizer holds."""
         held = {id(parameter) for one in self._given for parameter in _parameters(one)}

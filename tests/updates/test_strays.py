@@ -213,3 +213,22 @@ def test_one_that_takes_no_hooks_is_watched_around(tmp_path):
     run = run_of(tmp_path, model, [Wrapper(inner)], step)
     assert run.steps().num_rows == 3
     assert unseen(run) == ["updates and state: Wrapper tells nobody of its steps"]
+
+
+def test_a_step_that_a_scaler_leaves_out_is_known(tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    factors = iter((1.0, torch.inf, 1.0))
+
+    def step(model, x):
+        loss = model(x).square().mean() * next(factors)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        return loss
+
+    steps = run_of(tmp_path, model, None, step, scaler=scaler).steps()
+    assert steps["skipped"].to_pylist() == [False, True, False]
+    assert steps["found_inf"].to_pylist() == [False, True, False]

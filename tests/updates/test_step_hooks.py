@@ -13,6 +13,7 @@ from update_runs import backward, net, torch_s_hooks, updates_watch
 import numwatch
 from numwatch.schedule import Schedule
 from numwatch.taps.gate import Gate
+from numwatch.taps.optimizers import OptimizerTaps
 from numwatch.taps.strays import Strays
 from numwatch.watch import Watch
 
@@ -133,3 +134,23 @@ def test_a_step_that_is_not_recorded_costs_little():
         watch.end()
     watch.detach()
     assert len(calls) <= 8, calls
+
+
+@pytest.mark.parametrize("moment", ["before_step", "after_step"])
+def test_an_error_of_ours_takes_no_hook_off_while_torch_goes_through_them(
+    tmp_path, monkeypatch, moment
+):
+    def broken(*_, **__):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(OptimizerTaps, moment, broken)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with numwatch.watch(model, optimizer, dir=tmp_path, summary=False) as watch:
+        optimizer.register_step_pre_hook(lambda *_: None)
+        optimizer.register_step_post_hook(lambda *_: None)  # ours are not the last
+        backward(model, torch.ones(2, 8))
+        with pytest.warns(RuntimeWarning, match="planted"):
+            optimizer.step()
+        watch.step()
+        assert len(optimizer._optimizer_step_pre_hooks) == 1

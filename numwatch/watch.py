@@ -249,7 +249,6 @@ class Watch:
             self._recorded = True
         remove_all(self.gate.step_handles)
         self.gate.switch(Mode.OFF)
-        inside = self.gate.take_seconds()
         self._outbox.put(
             EndedStep(
                 step=self.step,
@@ -257,10 +256,11 @@ class Watch:
                 batch=batch,
                 announced=taps.announced,
                 stepped=taps.stepped,
+                moved=taps.moved,
                 scaled=self._scaler is not None,
                 left_out=self._scaler is not None and not self._optimizers and taps.strays.idle,
                 step_seconds=time.perf_counter() - self._started + self._carried_seconds,
-                numwatch_seconds=inside + self._carried_seconds,
+                numwatch_seconds=self.gate.take_seconds() + self._carried_seconds,
             )
         )
         self.step = None

@@ -25,6 +25,7 @@ class EndedStep:
     Attributes:
         announced: How often each optimizer's turn came, where somebody told.
         stepped: How often each optimizer was called.
+        moved: Whether any was ever seen to be called; a compiled step, for one, tells nobody.
         scaled: Whether a scaler was in force.
         left_out: Whether it has left out optimizers that were not given.
     """
@@ -34,6 +35,7 @@ class EndedStep:
     batch: int
     announced: Sequence[int]
     stepped: Sequence[int]
+    moved: bool
     scaled: bool
     left_out: bool
     step_seconds: float
@@ -138,7 +140,9 @@ def _skipped(
     line: Mapping[str, float | None],
     culprits: Mapping[int, tuple[str, ...]],
 ) -> bool:
-    """Whether an optimizer left the weights alone when its turn came."""
+    """Whether an optimizer left the weights alone when its turn came, for all that is known."""
+    if not (ended.scaled or ended.moved):
+        return False
     # A fused optimizer's hooks fire on skipped steps too; then the flag alone tells.
     flagged = bool(line[found_inf_column(i)])
     if any(ended.announced):

@@ -33,6 +33,7 @@ class OptimizerTaps:
         strays: Optimizers that were found by their steps alone.
         announced: How often each optimizer's turn came since `reset`, where somebody tells.
         stepped: How often each was called.
+        moved: Whether any was ever seen to be called.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class OptimizerTaps:
         self.gate, self._tape, self._updates = gate, tape, updates
         self._culprits, self._reduced = culprits, reduced
         self._norms: dict[int, Tensor | None] = {}
-        self._moved = False
+        self.moved = False
         self.announced = [0] * len(self._optimizers)
         self.stepped = [0] * len(self._optimizers)
 
@@ -161,10 +162,9 @@ class OptimizerTaps:
                 yield f"updates and state: {type(optimizer).__name__} tells nobody of its steps"
         if not self._optimizers and not any(self.strays):
             yield "updates, state and gradient norm: no optimizer was given or found by its steps"
-        self._moved = self._moved or any(self.stepped) or self.strays.stepped
         telling = filter(tells_of_steps, self._optimizers)
         names = ", ".join(dict.fromkeys(type(one).__name__ for one in telling))
-        if names and not self._moved and scaler is None:
+        if names and not (self.moved or any(self.strays)) and scaler is None:
             yield f"updates and state: {names} took no step that torch tells of"
         lost, unsure = self._updates.given.lost, self._updates.unsure
         if unsure is not None:
@@ -213,6 +213,7 @@ class OptimizerTaps:
             self.strays.stepped = True
         else:
             self.stepped[position] += 1
+            self.moved = True
         return position
 
     def position(self, optimizer: torch.optim.Optimizer) -> int | None:

@@ -135,6 +135,7 @@ def test_an_optimizer_that_steps_without_step_is_said_not_to_be_seen(tmp_path):
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     run = run_of(tmp_path, model, optimizer, backward)
     assert unseen(run) == ["updates and state: SGD took no step that torch tells of"]
+    assert not any(run.steps()["skipped"].to_pylist())
 
 
 def test_of_what_a_closure_makes_and_the_step_lets_go_of_nothing_is_guessed(tmp_path):

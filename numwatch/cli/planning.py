@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from numwatch.cli.shared import AsJson, RunPath, damage, print_json, print_lines, reading
+from numwatch.cli.shared import (
+    AsJson,
+    RunPath,
+    damage,
+    print_json,
+    print_lines,
+    progress_bar,
+    reading,
+)
 from numwatch.errors import NumwatchError
 
 DEMO_STEPS = 400
@@ -146,22 +153,15 @@ def prove(
 
 @contextmanager
 def _training(runs: int) -> Iterator[Callable[[str], None]]:
-    """A progress bar over the runs, in a terminal; without what Lightning would say of each."""
-    from rich.progress import Progress
-
+    """A progress bar over the runs; without what Lightning would say of each."""
     from numwatch.demo.quiet import quiet
 
-    console = Console(stderr=True)
-    with (
-        quiet(notices=False),
-        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        task = progress.add_task("training", total=runs)
+    with quiet(notices=False), progress_bar("training", runs) as update:
         begun = 0
 
         def begin(what: str) -> None:
             nonlocal begun
-            progress.update(task, description=what, completed=begun)
+            update(description=what, completed=begun)
             begun += 1
 
         yield begin

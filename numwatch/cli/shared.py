@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,17 +21,23 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text
 
 
 @contextmanager
-def reading(rows: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, in a terminal; gone when the reading is over."""
+def progress_bar(what: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar on standard error, in a terminal, gone when the work is over; yields its `update`."""
     from rich.progress import Progress
 
     console = Console(stderr=True)
     if not console.is_terminal:  # there many a rich prints an empty line for a bar it does not show
-        yield lambda _: None
+        yield lambda **_: None
         return
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("reading", total=rows)
-        yield lambda read: progress.advance(task, read)
+        yield partial(progress.update, progress.add_task(what, total=total))
+
+
+@contextmanager
+def reading(rows: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over the rows of a record."""
+    with progress_bar("reading", rows) as update:
+        yield lambda read: update(advance=read)
 
 
 def print_lines(lines: Iterable[Text]) -> None:

@@ -141,7 +141,8 @@ def _binades(
 ) -> tuple[npt.NDArray[np.int16], pa.ListArray]:
     """Trims the histograms at both ends; returns the first binade and the counts of each row."""
     histograms = counts[:, :BINADES]
-    filled = histograms != 0
+    # Older Arrow does not write a list that is missing and yet holds something.
+    filled = (histograms != 0) & ~amax_only[:, None]
     first = filled.argmax(axis=1)
     end = np.where(filled.any(axis=1), BINADES - filled[:, ::-1].argmax(axis=1), first)
     column = np.arange(BINADES)

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import pairwise
 from pathlib import Path
 
 from fuzz_base import OfRecord, Target
@@ -116,9 +117,14 @@ class CommandsTarget(OfRecord):
         if code == 2:
             (line,) = err.getvalue().splitlines()
             assert line.startswith("numwatch: "), line
-        elif "--json" in words and code == 0 and "--help" not in words:
+        elif "--json" in _switches(words) and code == 0 and "--help" not in words:
             json.loads(out.getvalue(), parse_constant=_no_constant)
         return f"{words[0]} {code}"
+
+
+def _switches(words: list[str]) -> set[str]:
+    """The words but for the name of a file to write to, which may look like a switch."""
+    return {word for before, word in pairwise(["", *words]) if before not in ("-o", "--out")}
 
 
 def _command(words: list[str], directory: Path, out: io.StringIO, err: io.StringIO) -> object:

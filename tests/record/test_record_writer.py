@@ -10,6 +10,7 @@ import time
 import tracemalloc
 import warnings
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,18 @@ def test_packing_a_large_step_takes_little_beside_it():
     assert packed["binades"].to_pylist() == trimmed
 
 
+def test_a_row_of_amax_alone_has_no_counts_to_hide():
+    """Arrow 17 writes no list that is missing and yet holds something."""
+    from numwatch.record.pack import tensors_table
+
+    rows = small_rows(0, ("fc:input",))
+    rows.counts[:, 100] = 7
+    packed = tensors_table([Snapshot(0, StepScalars(), replace(rows, full=False))], 0)
+    (binades,) = packed["binades"].chunks
+    assert binades.to_pylist() == [None]
+    assert len(binades.values) == 0
+
+
 def test_a_process_that_was_forked_off_writes_nothing_and_does_not_hang(tmp_path, disk):
     disk.runs.clear()
     one = record(tmp_path, flush_seconds=0.0)
@@ -327,12 +340,17 @@ def test_ctrl_c_while_a_flush_waits_loses_nothing(tmp_path, disk):
     disk.runs.clear()
     one = record(tmp_path)
     one.write(snapshot(0))
-    main = threading.main_thread().ident
-    timer = threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT])
-    timer.start()
+
+    def interrupt():
+        assert disk.reached.wait(60)
+        time.sleep(0.1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    person = threading.Thread(target=interrupt)
+    person.start()
     with pytest.raises(KeyboardInterrupt):
         one.flush()
-    timer.join()
+    person.join()
     disk.runs.set()
     one.write(snapshot(1))
     one.close()

@@ -22,7 +22,7 @@ from numwatch.snapshot import Snapshot, StepScalars
 from numwatch.taps.autocast import Autocast
 from numwatch.taps.gate import Gate
 from numwatch.taps.hooks import Hook
-from numwatch.taps.optimizers import gradient_norm
+from numwatch.taps.optimizers import gradient_norm, tells_of_steps
 from numwatch.taps.scaler import Scaler
 from numwatch.taps.starts import Start, Starts, versions_of
 from numwatch.watch import Watch
@@ -89,7 +89,9 @@ class Failures:
         self.kept = not self._limit
         hook = _BeforeStep(self)
         self._handles = [
-            optimizer.register_step_pre_hook(hook) for optimizer in optimizers if not announced
+            optimizer.register_step_pre_hook(hook)
+            for optimizer in optimizers
+            if not announced and tells_of_steps(optimizer)
         ]
         self._autocast = Autocast(model)
         if not announced:

@@ -42,7 +42,7 @@ class LoopWatch:
 
     def __init__(self, directory: Path, start: Callable[[Path], Session]) -> None:
         self.directory = directory.absolute()
-        self._start = start
+        self._start: Callable[[Path], Session] | None = start
         self._entered: Session | None = None
         self._step = 0
         self._epoch = 0
@@ -55,7 +55,10 @@ class LoopWatch:
 
     def __enter__(self) -> Self:
         """Opens the record, puts the hooks in place and opens the first step."""
-        self._entered = self._start(self.directory)
+        if self._start is None:
+            raise NumwatchError("a watch is entered once; call numwatch.watch(...) again")
+        start, self._start = self._start, None  # it holds the model, which others may let go of
+        self._entered = start(self.directory)
         self._session.begin_step(self._step)
         return self
 

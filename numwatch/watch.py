@@ -7,7 +7,6 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from numwatch.schedule import Schedule
 from numwatch.shadow import ShadowStep, ShadowSteps
@@ -69,7 +68,7 @@ class Watch:
         self._device = device_of(model)
         self._scaler: Scaler | None = None
         self._follow([])
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
         self._module_handles: list[Removable] = []
         self._paused_mode = Mode.OFF
         self._outbox = Outbox()
@@ -250,7 +249,6 @@ class Watch:
             self._recorded = True
         remove_all(self.gate.step_handles)
         self.gate.switch(Mode.OFF)
-        inside = self.gate.take_seconds()
         self._outbox.put(
             EndedStep(
                 step=self.step,
@@ -258,9 +256,11 @@ class Watch:
                 batch=batch,
                 announced=taps.announced,
                 stepped=taps.stepped,
+                moved=taps.moved,
                 scaled=self._scaler is not None,
+                left_out=self._scaler is not None and not self._optimizers and taps.strays.idle,
                 step_seconds=time.perf_counter() - self._started + self._carried_seconds,
-                numwatch_seconds=inside + self._carried_seconds,
+                numwatch_seconds=self.gate.take_seconds() + self._carried_seconds,
             )
         )
         self.step = None
@@ -295,5 +295,5 @@ class Watch:
             self._culprits,
             self._updates,
             self._reduced,
-            self._parameters.own_any,
+            self._parameters,
         )

@@ -25,7 +25,9 @@ class EndedStep:
     Attributes:
         announced: How often each optimizer's turn came, where somebody told.
         stepped: How often each optimizer was called.
+        moved: Whether any was ever seen to be called; a compiled step, for one, tells nobody.
         scaled: Whether a scaler was in force.
+        left_out: Whether it has left out optimizers that were not given.
     """
 
     step: int
@@ -33,7 +35,9 @@ class EndedStep:
     batch: int
     announced: Sequence[int]
     stepped: Sequence[int]
+    moved: bool
     scaled: bool
+    left_out: bool
     step_seconds: float
     numwatch_seconds: float
 
@@ -111,8 +115,8 @@ def _scalars(
         grad_norm=None if norm_squared is None else math.sqrt(norm_squared),
         loss_scale_before=scales[0],
         loss_scale_after=scales[-1],
-        found_inf=any(flags) if known else ended.scaled and bool(skipped),
-        skipped=bool(skipped),
+        found_inf=any(flags) if known else ended.scaled and (bool(skipped) or ended.left_out),
+        skipped=bool(skipped) or ended.left_out,
         skipped_optimizers=skipped,
         loss_scales=tuple(scales[:-1]) if ended.scaled and sum(ended.announced) > 1 else (),
         nonfinite_parameters=(
@@ -136,7 +140,9 @@ def _skipped(
     line: Mapping[str, float | None],
     culprits: Mapping[int, tuple[str, ...]],
 ) -> bool:
-    """Whether an optimizer left the weights alone when its turn came."""
+    """Whether an optimizer left the weights alone when its turn came, for all that is known."""
+    if not (ended.scaled or ended.moved):
+        return False
     # A fused optimizer's hooks fire on skipped steps too; then the flag alone tells.
     flagged = bool(line[found_inf_column(i)])
     if any(ended.announced):

@@ -1,10 +1,10 @@
 """The gradients an optimizer was given, for those that are gone when its step is over."""
 
-import weakref
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from numwatch.taps.changes import pack_samples
 from numwatch.taps.intended import library_class
@@ -25,9 +25,7 @@ class Given:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
-        self._lets_go: weakref.WeakKeyDictionary[torch.optim.Optimizer, bool] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._lets_go: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of those without a hash too
         self._samples: dict[int, Tensor] = {}
         self._any = False
         self.bytes = 0
@@ -81,12 +79,12 @@ class Given:
 
     def learn(self, optimizer: torch.optim.Optimizer, stepped: Sequence[Updated]) -> None:
         """Takes note of what has become of the gradients, when the step is over."""
-        if any(has_dense_gradient(one.parameter) for one in stepped):
-            self._lets_go[optimizer] = False
+        if any(one.parameter.grad is not None for one in self._parameters.measured(optimizer)):
+            self._lets_go[optimizer] = False  # those that are left may be sparse
         elif stepped or self._any:
             self._lets_go[optimizer] = True
-        if self._any and not stepped:
-            self.lost = type(optimizer).__name__
+            if not stepped:
+                self.lost = type(optimizer).__name__
 
     def forget(self) -> None:
         """Lets go of the samples."""
@@ -95,7 +93,7 @@ class Given:
         self.bytes = 0
 
     def _may_let_go(self, optimizer: torch.optim.Optimizer) -> bool:
-        known = self._lets_go.get(optimizer)
+        known: bool | None = self._lets_go.get(optimizer)
         return library_class(optimizer) is None if known is None else known
 
 

@@ -1,17 +1,18 @@
 """Hooks on optimizers: whether each was really stepped, its gradients, and what its step did."""
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from numwatch.stats import is_watched_dtype
 from numwatch.stats.prepare import dense
 from numwatch.taps.culprits import Culprits
 from numwatch.taps.gate import Gate, Mode
+from numwatch.taps.hooks import Removable
+from numwatch.taps.parameters import Parameters
 from numwatch.taps.placement import is_own, is_partial
 from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.scaler import Scaler, found_inf, handles_unscaling, loss_scale
@@ -32,6 +33,7 @@ class OptimizerTaps:
         strays: Optimizers that were found by their steps alone.
         announced: How often each optimizer's turn came since `reset`, where somebody tells.
         stepped: How often each was called.
+        moved: Whether any was ever seen to be called.
     """
 
     def __init__(
@@ -42,14 +44,14 @@ class OptimizerTaps:
         culprits: Culprits,
         updates: UpdateTaps | None,
         reduced: ReducedGradients,
-        own_any: Callable[[Sequence[Tensor]], bool],
+        parameters: Parameters,
     ) -> None:
         self._optimizers = list(optimizers)
-        self.strays = Strays(self._optimizers, own_any)
+        self.strays = Strays(self._optimizers, parameters)
         self.gate, self._tape, self._updates = gate, tape, updates
         self._culprits, self._reduced = culprits, reduced
         self._norms: dict[int, Tensor | None] = {}
-        self._moved = False
+        self.moved = False
         self.announced = [0] * len(self._optimizers)
         self.stepped = [0] * len(self._optimizers)
 
@@ -62,11 +64,11 @@ class OptimizerTaps:
         if self._updates is not None:
             self._updates.reset()
 
-    def attach(self) -> list[RemovableHandle]:
-        """Hooks the optimizers, and those that come to light later."""
-        handles = follow_strays(self)
+    def attach(self) -> list[Removable]:
+        """Hooks the optimizers, and where others are possible those that come to light later."""
+        handles = follow_strays(self) if self.strays.possible else []
         for optimizer in self._optimizers:
-            if _tells_of_steps(optimizer):
+            if tells_of_steps(optimizer):
                 handles += follow_steps(optimizer, self)
         return handles
 
@@ -74,13 +76,21 @@ class OptimizerTaps:
         """Whether an optimizer was not given and steps the model's parameters all the same."""
         known = self.strays.known(optimizer)
         if known is None:
-            with self.gate.watching():  # once: other threads train other models
+            # Once: other threads train other models.
+            with self.gate.hooks_stay(), self.gate.watching():
                 known = self.strays.has(optimizer)
         return bool(known)
 
-    def see_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Takes note of a step of an optimizer that may be such a one."""
-        if not self.strays.stepped:
+    def see_step(self, optimizer: torch.optim.Optimizer, *, stray: bool) -> None:
+        """Takes note of a step that is not recorded, of one that may be a stray or of a given one.
+
+        Args:
+            optimizer: The optimizer.
+            stray: Whether it is asked for strays alone.
+        """
+        if not stray:
+            self._count(optimizer)
+        elif not self.strays.stepped:
             self.strays.stepped = self.is_stray(optimizer)
 
     @property
@@ -99,7 +109,7 @@ class OptimizerTaps:
         if self.turns < len(self._optimizers):
             self._tape.put(loss_scale_column(self.turns), loss_scale(scaler))
         self.announced[position] += 1
-        if not _tells_of_steps(optimizer):
+        if not tells_of_steps(optimizer):
             self.stepped[position] += 1  # for all that can be known
         if scaler is not None and self._must_look_early(optimizer):
             self._culprits.look(self._tape.line, position, optimizer)
@@ -148,15 +158,17 @@ class OptimizerTaps:
         if self._updates is None:
             return
         for optimizer in self._optimizers:
-            if not _tells_of_steps(optimizer):
+            if not tells_of_steps(optimizer):
                 yield f"updates and state: {type(optimizer).__name__} tells nobody of its steps"
         if not self._optimizers and not any(self.strays):
             yield "updates, state and gradient norm: no optimizer was given or found by its steps"
-        self._moved = self._moved or any(self.stepped) or self.strays.stepped
-        if self._optimizers and not self._moved and scaler is None:
-            names = ", ".join(dict.fromkeys(type(one).__name__ for one in self._optimizers))
+        telling = filter(tells_of_steps, self._optimizers)
+        names = ", ".join(dict.fromkeys(type(one).__name__ for one in telling))
+        if names and not (self.moved or any(self.strays)) and scaler is None:
             yield f"updates and state: {names} took no step that torch tells of"
-        lost = self._updates.given.lost
+        lost, unsure = self._updates.given.lost, self._updates.unsure
+        if unsure is not None:
+            yield f"updates and state: which steps {unsure} skipped; it was not given to numwatch"
         if lost is not None:
             yield f"updates and state: no gradients were left when a step of {lost} was over"
 
@@ -175,10 +187,11 @@ class OptimizerTaps:
         position = self.position(optimizer)
         scale: Tensor | float = 1.0
         with self.gate.watching():
-            if position is not None and isinstance(flag, Tensor):
-                self._tape.add(found_inf_column(position), flag)
+            if isinstance(flag, Tensor):
                 given = getattr(optimizer, "grad_scale", None)
                 scale = 1.0 if given is None else given
+                if position is not None:
+                    self._tape.add(found_inf_column(position), flag)
             if not has_closure:
                 self._see_gradients(optimizer, scale)
             if self._updates is not None and self.gate.mode is Mode.FULL:
@@ -187,16 +200,21 @@ class OptimizerTaps:
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Notes the step; what a closure has made is seen here at the latest."""
-        position = self.position(optimizer)
-        if position is not None:
-            self.stepped[position] += 1
-        else:
-            self.strays.stepped = True
+        position = self._count(optimizer)
         with self.gate.watching():
             self._see_gradients(optimizer)
         if self._updates is not None and self.gate.mode is Mode.FULL:
             with self.gate.watching():
                 self._updates.after_step(optimizer, position)
+
+    def _count(self, optimizer: torch.optim.Optimizer) -> int | None:
+        position = self.position(optimizer)
+        if position is None:
+            self.strays.stepped = True
+        else:
+            self.stepped[position] += 1
+            self.moved = True
+        return position
 
     def position(self, optimizer: torch.optim.Optimizer) -> int | None:
         """Returns which of the optimizers this is."""
@@ -271,5 +289,6 @@ def _gradients(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
                 yield gradient
 
 
-def _tells_of_steps(optimizer: Any) -> bool:
-    return hasattr(optimizer, "register_step_pre_hook")  # Lightning takes wrappers without too
+def tells_of_steps(optimizer: Any) -> bool:
+    """Whether an optimizer takes hooks on its steps; Lightning takes wrappers without too."""
+    return hasattr(optimizer, "register_step_pre_hook")

@@ -34,11 +34,14 @@ def own_of_attention(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any)
 def _own_of_experts(
     widths: set[int], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> Call:
-    """Returns the tokens that experts are given, not the weights that a router gave each."""
+    """Returns the tokens that experts are given and give, not what a router gave or gives each."""
 
     def is_own(given: object) -> bool:
         return isinstance(given, Tensor) and given.dim() > 0 and given.shape[-1] in widths
 
     places = tuple(given for given in args if is_own(given))
     names = {name: given for name, given in kwargs.items() if is_own(given)}
-    return (places, names, output) if places or names else (args, kwargs, output)
+    given = (places, names) if places or names else (args, kwargs)
+    if isinstance(output, tuple):
+        output = tuple(each for each in output if is_own(each)) or output
+    return *given, output

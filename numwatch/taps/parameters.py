@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -106,6 +107,10 @@ class Parameters:
             return True
         self._learn_names()
         return any(map(self._is_known, tensors))
+
+    def are_within(self, ids: AbstractSet[int]) -> bool:
+        """Whether all parameters of the model are among those with these ids."""
+        return all(id(parameter) in ids for parameter in self._model.parameters())
 
     def sample(self, tensor: Tensor) -> Tensor:
         """Returns the sample [n] of this rank's part of a parameter or a tensor of its shape."""

@@ -1,10 +1,13 @@
 """Optimizers that nobody told of: one for each parameter, stepped within backward, for instance."""
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from numwatch.taps.parameters import Parameters
 
 Optimizer = torch.optim.Optimizer
 
@@ -19,37 +22,57 @@ class Strays:
         stepped: Whether one has stepped since that was last set to False.
     """
 
-    def __init__(
-        self, given: Sequence[Optimizer], own_any: Callable[[Sequence[Tensor]], bool]
-    ) -> None:
-        """Takes the optimizers that are known, and what tells whether tensors are the model's."""
-        self._given, self._own_any = given, own_any
+    def __init__(self, given: Sequence[Optimizer], parameters: Parameters) -> None:
+        """Takes the optimizers that are known, and the model's parameters."""
+        self._given, self._parameters = given, parameters
         self._ids = {id(one) for one in given}  # held, so nobody else gets them
-        self._found: weakref.WeakKeyDictionary[Optimizer, bool] = weakref.WeakKeyDictionary()
-        self._theirs: set[int] = set()
+        # By identity: an optimizer of the user's may have no hash.
+        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._found: list[weakref.ref[Optimizer]] = []
+        self._holders: dict[int, weakref.ref[Optimizer]] = {}
         self.stepped = False
 
     def __iter__(self) -> Iterator[Optimizer]:
         """Yields those found, as long as somebody else keeps them."""
-        return (one for one, found in self._found.items() if found)
+        return (one for found in tuple(self._found) if (one := found()) is not None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there are some, and none has stepped since `stepped` was last set to False."""
+        return not self.stepped and any(True for _ in self)
+
+    @property
+    def possible(self) -> bool:
+        """Whether the model has parameters that no given optimizer holds."""
+        held = {id(parameter) for one in self._given for parameter in _parameters(one)}
+        return not self._parameters.are_within(held)
 
     def known(self, optimizer: Optimizer) -> bool | None:
         """Whether an optimizer is one of them; None where nobody has asked `has` yet."""
-        return False if id(optimizer) in self._ids else self._found.get(optimizer)
+        if id(optimizer) in self._ids:
+            return False
+        known: bool | None = self._known.get(optimizer)
+        return known
 
     def has(self, optimizer: Optimizer) -> bool:
         """Whether an optimizer that steps is one of them."""
         known = self.known(optimizer)
         if known is None:
-            theirs = {id(parameter) for parameter in _parameters(optimizer)}
-            known = self._own_any(_parameters(optimizer)) and not self._shares(theirs)
-            self._found[optimizer] = known
-            self._theirs |= theirs if known else set()
+            theirs = _parameters(optimizer)
+            known = self._parameters.own_any(theirs) and not self._shares(theirs)
+            self._known[optimizer] = known
+            if known:
+                ref = weakref.ref(optimizer, self._found.remove)
+                self._found.append(ref)
+                self._holders.update((id(parameter), ref) for parameter in theirs)
         return known
 
-    def _shares(self, parameters: set[int]) -> bool:
-        given = (id(parameter) for one in self._given for parameter in _parameters(one))
-        return not self._theirs.isdisjoint(parameters) or not parameters.isdisjoint(given)
+    def _shares(self, parameters: Sequence[Tensor]) -> bool:
+        ids = {id(parameter) for parameter in parameters}
+        holders = (self._holders[each] for each in ids & self._holders.keys())
+        if any(holder() is not None for holder in holders):
+            return True
+        return not ids.isdisjoint(id(own) for one in self._given for own in _parameters(one))
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:

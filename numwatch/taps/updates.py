@@ -24,6 +24,7 @@ class UpdateTaps:
 
     Attributes:
         given: The gradients it was stepped by.
+        unsure: Who was told to skip steps and not given, so that nobody knows which; else None.
         bytes: The most memory that one turn's samples have taken.
     """
 
@@ -36,6 +37,7 @@ class UpdateTaps:
         self._known: dict[str, SlotInfo] = {}
         self._slots: tuple[SlotInfo, ...] = ()
         self.bytes = 0
+        self.unsure: str | None = None
 
     @property
     def slots(self) -> tuple[SlotInfo, ...]:
@@ -74,7 +76,10 @@ class UpdateTaps:
         if remembered:
             given.learn(optimizer, [one for weights in stepped for one in weights.members])
         may_skip = isinstance(getattr(optimizer, "found_inf", None), Tensor)
-        if not stepped or (may_skip and position is None):  # whether it skipped nobody will know
+        if may_skip and position is None:
+            self.unsure = type(optimizer).__name__
+            return
+        if not stepped:
             return
         states = states_of(optimizer, [one for weights in stepped for one in weights.members])
         rows = _ParameterRows(

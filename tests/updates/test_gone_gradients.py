@@ -6,15 +6,20 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torch.optim import optimizer as torch_optimizer
-from update_runs import Holder, update_of, updates_watch, watched_steps
+from update_runs import (
+    Holder,
+    backward,
+    net,
+    run_of,
+    unseen,
+    update_of,
+    updates_watch,
+    watched_steps,
+)
 
 import numwatch
 from numwatch.report.summary import summarize
 from numwatch.report.terminal import summary_lines
-from numwatch.schedule import Schedule
-from numwatch.taps.gate import Gate
-from numwatch.watch import Watch
 
 
 def unhooked(cls):
@@ -35,42 +40,6 @@ def clearing(cls):
             return loss
 
     return Clearing
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
-
-
-def run_of(tmp_path, model, optimizer, step, steps=3, **settings):
-    """Watches some steps; returns the run."""
-    x = torch.randn(32, 8)
-    with numwatch.watch(
-        model, optimizer, dir=tmp_path, summary=False, strict=True, every_n_steps=1, **settings
-    ) as watch:
-        for _ in range(steps):
-            loss = step(model, x)
-            watch.step(loss=loss)
-    return numwatch.open_run(tmp_path)
-
-
-def backward(model, x):
-    loss = model(x).square().mean()
-    loss.backward()
-    return loss
-
-
-def torch_s_hooks():
-    """The hooks on the steps of all optimizers."""
-    pre, post = (
-        torch_optimizer._global_optimizer_pre_hooks,
-        torch_optimizer._global_optimizer_post_hooks,
-    )
-    return set(pre), set(post)
-
-
-def unseen(run):
-    return [event["note"] for event in run.events() if event["kind"] == "unseen"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -159,115 +128,6 @@ def test_of_torch_s_own_nothing_is_kept_until_one_was_seen_to_let_go(tmp_path):
     assert f"not seen    {unseen(run)[0]}" in lines
 
 
-@pytest.mark.parametrize("given", ["none", "each", "a dummy"])
-def test_optimizers_within_backward_are_found(tmp_path, given):
-    before = torch_s_hooks()
-    model = net()
-    by_parameter = {p: torch.optim.AdamW([p], foreach=False) for p in model.parameters()}
-
-    def step_at_once(parameter):
-        by_parameter[parameter].step()
-        by_parameter[parameter].zero_grad()
-
-    for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(step_at_once)
-    # The last is what transformers hands out where an optimizer works layer by layer.
-    optimizers = {
-        "none": None,
-        "each": list(by_parameter.values()),
-        "a dummy": torch.optim.SGD([torch.zeros(1, 1)], lr=1e-3),
-    }
-
-    def step(model, x):
-        loss = backward(model, x)
-        if given == "a dummy":
-            optimizers[given].step()
-        return loss
-
-    run = run_of(tmp_path, model, optimizers[given], step)
-    names = {f"{name}:update" for name, _ in model.named_parameters()}
-    updates = run.updates().to_pylist()
-    for step in range(3):
-        assert {line["slot"] for line in updates if line["step"] == step} == names
-    assert len({(line["step"], line["slot"], line["storage"]) for line in updates}) == len(updates)
-    assert run.states().num_rows == 3 * 4 * 2
-    assert None not in run.steps()["grad_norm"].to_pylist()
-    assert not any(run.steps()["skipped"].to_pylist())
-    assert unseen(run) == []
-    assert torch_s_hooks() == before
-
-
-@pytest.mark.parametrize("every", [1, 10])
-def test_that_weights_have_moved_is_known_on_every_step(every):
-    model = net()
-    watch = Watch(model, Gate(strict=True), Schedule(every, 0))
-    watch.attach()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for step in range(3):
-        watch.begin(step)
-        backward(model, torch.ones(2, 8))
-        assert not watch.stepped
-        optimizer.step()
-        assert watch.stepped
-        watch.end()
-    watch.detach()
-
-
-def test_an_optimizer_inside_another_is_no_further_one(tmp_path):
-    model = net()
-    inner = torch.optim.SGD(model.parameters(), lr=0.1)
-
-    class Outer(torch.optim.Optimizer):
-        def __init__(self):
-            super().__init__(list(model.parameters()), {})
-
-        def step(self, closure=None):
-            inner.step()
-
-    outer = Outer()
-
-    def step(model, x):
-        loss = backward(model, x)
-        outer.step()
-        return loss
-
-    updates = run_of(tmp_path, model, outer, step, steps=1).updates().to_pylist()
-    assert updates
-    assert len({(line["slot"], line["storage"]) for line in updates}) == len(updates)
-
-
-def test_optimizers_of_other_models_are_nobody_s(tmp_path):
-    model, other = net(), net()
-    own, foreign = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (model, other))
-
-    def step(model, x):
-        backward(other, x)
-        foreign.step()
-        loss = backward(model, x)
-        own.step()
-        return loss
-
-    run = run_of(tmp_path, model, own, step, steps=1)
-    assert {line["slot"] for line in run.updates().to_pylist()} == {
-        f"{name}:update" for name, _ in model.named_parameters()
-    }
-
-
-def test_what_steps_without_an_optimizer_is_said_not_to_be_seen(tmp_path):
-    def step(model, x):
-        loss = backward(model, x)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.sub_(0.1 * parameter.grad)
-        return loss
-
-    run = run_of(tmp_path, net(), None, step)
-    assert run.updates().num_rows == 0
-    assert unseen(run) == [
-        "updates, state and gradient norm: no optimizer was given or found by its steps"
-    ]
-
-
 def test_an_optimizer_that_steps_without_step_is_said_not_to_be_seen(tmp_path):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # as LOMO does
@@ -275,6 +135,7 @@ def test_an_optimizer_that_steps_without_step_is_said_not_to_be_seen(tmp_path):
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     run = run_of(tmp_path, model, optimizer, backward)
     assert unseen(run) == ["updates and state: SGD took no step that torch tells of"]
+    assert not any(run.steps()["skipped"].to_pylist())
 
 
 def test_of_what_a_closure_makes_and_the_step_lets_go_of_nothing_is_guessed(tmp_path):
@@ -289,23 +150,6 @@ def test_of_what_a_closure_makes_and_the_step_lets_go_of_nothing_is_guessed(tmp_
     assert unseen(run) == [
         "updates and state: no gradients were left when a step of Clearing was over"
     ]
-
-
-def test_nothing_is_said_where_no_updates_are_wanted(tmp_path):
-    run = run_of(tmp_path, net(), None, backward, update_samples=0)
-    assert unseen(run) == []
-
-
-def test_a_watch_that_nobody_ended_is_not_kept_alive_by_torch_s_hooks():
-    watch = updates_watch(net(), None)
-    dead = weakref.ref(watch)
-    del watch
-    gc.collect()
-    assert dead() is None
-    parameter = nn.Parameter(torch.ones(1))
-    parameter.grad = torch.ones(1)
-    torch.optim.SGD([parameter], lr=1.0).step()  # the hooks that are left do nothing
-    assert parameter.item() == 0.0
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -1,7 +1,10 @@
 """Small real steps under a Watch, and what its snapshots say of them."""
 
+import torch
 from torch import nn
+from torch.optim import optimizer as torch_optimizer
 
+import numwatch
 from numwatch.schedule import Schedule
 from numwatch.taps.gate import Gate
 from numwatch.watch import Watch
@@ -52,3 +55,42 @@ def state_of(snapshot, key, parameter="inner.w"):
 def row_of(snapshot, slot):
     """Returns a row's statistics."""
     return next(row.stats for row in snapshot.rows if row.slot == slot)
+
+
+def net():
+    """A small model."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 4))
+
+
+def run_of(tmp_path, model, optimizer, step, steps=3, **settings):
+    """Watches some steps; returns the run."""
+    x = torch.randn(32, 8)
+    with numwatch.watch(
+        model, optimizer, dir=tmp_path, summary=False, strict=True, every_n_steps=1, **settings
+    ) as watch:
+        for _ in range(steps):
+            loss = step(model, x)
+            watch.step(loss=loss)
+    return numwatch.open_run(tmp_path)
+
+
+def backward(model, x):
+    """Makes gradients; returns the loss."""
+    loss = model(x).square().mean()
+    loss.backward()
+    return loss
+
+
+def unseen(run):
+    """What the record says that it does not hold."""
+    return [event["note"] for event in run.events() if event["kind"] == "unseen"]
+
+
+def torch_s_hooks():
+    """The hooks on the steps of all optimizers."""
+    pre, post = (
+        torch_optimizer._global_optimizer_pre_hooks,
+        torch_optimizer._global_optimizer_post_hooks,
+    )
+    return set(pre), set(post)

@@ -1,5 +1,7 @@
 """Set-ups in which hooks could change the run, or rows take in what is not theirs."""
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -209,6 +211,19 @@ def test_shares_of_the_loss_add_up(share):
     watch.add_loss(share)
     watch.end()
     assert watch.collect(everything=True)[0].scalars.loss == 0.5
+
+
+def test_a_plain_watch_that_is_kept_keeps_no_model(tmp_path):
+    model = Net()
+    with numwatch.watch(model, dir=tmp_path, summary=False) as watch:
+        model(torch.arange(20)).sum().backward()
+        watch.step()
+    whole = weakref.ref(model)
+    del model
+    gc.collect()
+    assert whole() is None
+    with pytest.raises(numwatch.NumwatchError, match="entered once"):
+        watch.__enter__()
 
 
 def test_plain_watch_hooks_nothing_before_it_is_entered(tmp_path, count_hooks):

@@ -70,23 +70,24 @@ def attach_weights(
     taps: Sequence[Tap],
     gate: Gate,
     collector: Collector,
-    hooked: set[int],
+    hooked: dict[int, RemovableHandle],
     at_rest: AtRest = _NONE,
-) -> list[RemovableHandle]:
-    """Hooks the weights that require a gradient and are not in `hooked` yet, which it updates.
+) -> None:
+    """Hooks the weights that require a gradient and carry none of `hooked`, which it updates.
 
     A gradient is seen on its way into `.grad`: each micro-batch of a window adds its own.
     """
-    handles = []
     for tap in taps:
         index = tap.slots.get("grad_weight")
-        if index is None or index in hooked:
+        weight = None if index is None else weight_at_rest(tap, at_rest)
+        if index is None or weight is None or not weight.requires_grad or is_lazy(weight):
             continue
-        weight = weight_at_rest(tap, at_rest)
-        if weight is not None and weight.requires_grad and not is_lazy(weight):
-            hooked.add(index)
-            handles.append(weight.register_hook(_Gradient(index, tap, gate, collector)))
-    return handles
+        handle = hooked.get(index)
+        if handle is not None:
+            if handle.hooks_dict_ref() is weight._backward_hooks:  # noqa: SLF001  # as torch's own
+                continue
+            handle.remove()  # from a weight whose place another has taken
+        hooked[index] = weight.register_hook(_Gradient(index, tap, gate, collector))
 
 
 class _WholeWeight(Hook):

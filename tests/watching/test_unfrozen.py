@@ -21,7 +21,7 @@ def rows_of_step(watch, model, step, between=lambda: None):
     model(torch.ones(2, 4)).sum().backward()
     watch.end()
     (snapshot,) = watch.collect(everything=True)
-    return {row.slot: row.stats for row in snapshot.rows}
+    return {row.slot: row.stats for row in snapshot.rows or ()}
 
 
 def test_a_weight_that_is_thawed_within_a_step_shows_its_gradient_in_that_step(count_hooks):
@@ -73,3 +73,28 @@ def test_steps_that_are_not_recorded_hook_nothing(count_hooks):
     assert count_hooks(model) == before
     watch.end()
     watch.detach()
+
+
+def test_a_weight_frozen_between_recorded_steps_is_seen_when_it_is_thawed(count_hooks):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    watch = watched(model, every=2)
+    assert "0:grad_weight" in rows_of_step(watch, model, 0)
+    rows_of_step(watch, model, 1, lambda: model[0].requires_grad_(False))
+    for step in (2, 4):  # begun frozen, as of two networks that train in turns
+        rows = rows_of_step(watch, model, step, lambda: model[0].requires_grad_(True))
+        assert rows["0:grad_weight"].numel == 16
+        rows_of_step(watch, model, step + 1, lambda: model[0].requires_grad_(False))
+    watch.detach()
+    assert count_hooks(model) == 0
+
+
+def test_a_weight_put_in_anothers_place_shows_its_gradient_from_the_next_step(count_hooks):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    watch = watched(model)
+    rows_of_step(watch, model, 0)
+    first = model[0].weight
+    model[0].weight = nn.Parameter(torch.ones(4, 4))
+    assert rows_of_step(watch, model, 1)["0:grad_weight"].numel == 16
+    assert not first._backward_hooks
+    watch.detach()
+    assert count_hooks(model) == 0

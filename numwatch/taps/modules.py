@@ -75,7 +75,8 @@ def attach_weights(
 ) -> None:
     """Hooks the weights that require a gradient and carry none of `hooked`, which it updates.
 
-    A gradient is seen on its way into `.grad`: each micro-batch of a window adds its own.
+    A gradient is seen on its way into `.grad`: each micro-batch of a window adds its own. It is as
+    the user's own hooks leave it, those that were there when the step began.
     """
     for tap in taps:
         index = tap.slots.get("grad_weight")
@@ -84,7 +85,10 @@ def attach_weights(
             continue
         handle = hooked.get(index)
         if handle is not None:
-            if handle.hooks_dict_ref() is weight._backward_hooks:  # noqa: SLF001  # as torch's own
+            hooks: Any = handle.hooks_dict_ref()
+            here = weight._backward_hooks  # noqa: SLF001  # as torch's own handles
+            if here is not None and here is hooks and handle.id in here:
+                here[handle.id] = here.pop(handle.id)  # last, as where it was just put on
                 continue
             handle.remove()  # from a weight whose place another has taken
         hooked[index] = weight.register_hook(_Gradient(index, tap, gate, collector))

@@ -98,3 +98,16 @@ def test_a_weight_put_in_anothers_place_shows_its_gradient_from_the_next_step(co
     assert not first._backward_hooks
     watch.detach()
     assert count_hooks(model) == 0
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradients_are_seen_as_the_users_hooks_leave_them_at_every_cadence(every):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    watch = watched(model, every)
+    for step in range(2):
+        rows_of_step(watch, model, step)
+    model[0].weight.register_hook(lambda gradient: gradient * 3)
+    model.zero_grad()
+    rows = rows_of_step(watch, model, 2)
+    assert rows["0:grad_weight"].sum == pytest.approx(float(model[0].weight.grad.sum()))
+    watch.detach()

@@ -40,6 +40,13 @@ def await_gradients(
             awaited[index] = tap.module.register_forward_pre_hook(look)
 
 
+def trained_of(taps: Sequence[Tap], at_rest: AtRest) -> set[int]:
+    """Returns the slots of gradients whose weight requires one just now."""
+    weights = ((tap.slots.get("grad_weight"), weight_at_rest(tap, at_rest)) for tap in taps)
+    known = ((i, w) for i, w in weights if i is not None and w is not None)
+    return {i for i, w in known if w.requires_grad and not is_lazy(w)}
+
+
 class _LookAgain(Hook):
     def __init__(self, tap: Tap, gate: Gate, attach: Callable[[Tap], None]) -> None:
         self._tap, self._gate, self._attach = tap, gate, attach

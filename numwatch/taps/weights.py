@@ -11,7 +11,7 @@ from numwatch.taps.fsdp import AtRest, shards_of, weight_at_rest
 from numwatch.taps.gate import Gate
 from numwatch.taps.modules import attach_weights
 from numwatch.taps.selection import Tap
-from numwatch.taps.unfrozen import await_gradients
+from numwatch.taps.unfrozen import await_gradients, trained_of
 
 
 class WeightTaps:
@@ -24,6 +24,7 @@ class WeightTaps:
     def __init__(self, taps: Sequence[Tap], gate: Gate, collector: Collector) -> None:
         self._taps, self._gate, self._collector = taps, gate, collector
         self._hooked: dict[int, RemovableHandle] = {}
+        self._trained: set[int] = set()
         self._awaited: dict[int, RemovableHandle] = {}
         self.at_rest: AtRest = {}
 
@@ -32,8 +33,10 @@ class WeightTaps:
         self.at_rest = shards_of(model)
 
     def await_frozen(self) -> None:
-        """Looks again, before their forward, at the weights that require no gradient just now."""
-        await_gradients(self._taps, self._gate, self.attach, self._awaited, self.at_rest)
+        """Looks again, before their forward, at weights that have never required a gradient yet."""
+        self._trained |= trained_of(self._taps, self.at_rest)
+        rest = [t for t in self._taps if t.slots.get("grad_weight") not in self._trained]
+        await_gradients(rest, self._gate, self.attach, self._awaited, self.at_rest)
 
     def forget_frozen(self) -> None:
         """Takes off the hooks of `await_frozen`, which are modules'."""
@@ -45,12 +48,11 @@ class WeightTaps:
             self.detach()
             return
         self.attach(*self._taps)
-        self.await_frozen()
         self._collector.see_weights(list(self._weights()))
 
     def attach(self, *taps: Tap) -> None:
         """Hooks the weights of some modules that require a gradient and are not hooked yet."""
-        attach_weights(taps, self._gate, self._collector, self._hooked, self.at_rest)
+        attach_weights(taps, self._gate, self._collector, self._hooked, self.at_rest, self._trained)
 
     def detach(self) -> None:
         """Takes the hooks off the weights."""

@@ -111,3 +111,31 @@ def test_gradients_are_seen_as_the_users_hooks_leave_them_at_every_cadence(every
     rows = rows_of_step(watch, model, 2)
     assert rows["0:grad_weight"].sum == pytest.approx(float(model[0].weight.grad.sum()))
     watch.detach()
+
+
+def test_a_weight_of_integers_in_anothers_place_is_passed_by():
+    class Quantised(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.to(x.dtype))
+
+    model = nn.Sequential(Quantised(4, 4), nn.Linear(4, 3))
+    watch = watched(model)
+    assert "0:grad_weight" in rows_of_step(watch, model, 0)
+    model[0].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    rows = rows_of_step(watch, model, 1)
+    assert "0:grad_weight" not in rows
+    assert "1:grad_weight" in rows
+    watch.detach()
+
+
+def test_a_freeze_stays_a_freeze_and_puts_no_hook_on_the_module():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    watch = watched(model, every=2)
+    model[0].requires_grad_(False)
+    for step in range(3):
+        rows = rows_of_step(watch, model, step)
+        assert "0:grad_weight" not in rows
+        assert not model[0].weight.requires_grad
+        assert len(model[0]._forward_pre_hooks) == len(model[1]._forward_pre_hooks)
+    assert model[0].weight.grad is None
+    watch.detach()

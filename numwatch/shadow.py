@@ -119,7 +119,7 @@ class ShadowPass:
             for place, path, gemm, slots, parameter in self._taps
         ]
         attach_modules(taps, gate, collector)
-        attach_weights(taps, gate, collector, set())
+        attach_weights(taps, gate, collector, {})
         shadow.register_forward_pre_hook(widen_arguments, with_kwargs=True)
         for parameter in shadow.parameters():
             if parameter.requires_grad and not is_lazy(parameter):

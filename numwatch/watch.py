@@ -28,7 +28,6 @@ from numwatch.taps.scaler import Scaler, loss_scale
 from numwatch.taps.selection import inner_products, select
 from numwatch.taps.tape import Tape, learning_rate, loss_scale_column
 from numwatch.taps.traced import anchor_on
-from numwatch.taps.unfrozen import await_gradients
 from numwatch.taps.updates import UpdateTaps
 from numwatch.taps.weights import WeightTaps
 
@@ -169,6 +168,7 @@ class Watch:
             self._paused_mode = self.gate.mode
             self.gate.switch(Mode.OFF)
         remove_all(self._module_handles)
+        self._weights.forget_frozen()
         remove_all(self.gate.step_handles)
         self.gate.model, self._weights.at_rest = None, {}
 
@@ -184,9 +184,7 @@ class Watch:
             self._module_handles = attach_modules(
                 self._taps, self.gate, self._collector, self._device, self._weights.at_rest
             )
-            self._module_handles += await_gradients(
-                self._taps, self.gate, self._weights.attach, self._weights.at_rest
-            )
+            self._weights.await_frozen()
 
     def begin(self, step: int) -> None:
         """Opens a step, before its first forward."""

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -70,23 +71,53 @@ def attach_weights(
     taps: Sequence[Tap],
     gate: Gate,
     collector: Collector,
-    hooked: set[int],
+    hooked: dict[int, RemovableHandle],
     at_rest: AtRest = _NONE,
-) -> list[RemovableHandle]:
-    """Hooks the weights that require a gradient and are not in `hooked` yet, which it updates.
+    trained: AbstractSet[int] = frozenset(),
+) -> None:
+    """Hooks the weights that require a gradient and carry none of `hooked`, which it updates.
 
-    A gradient is seen on its way into `.grad`: each micro-batch of a window adds its own.
+    So it does those of slots in `trained` that are frozen just now. Hooks on their modules would
+    have compiled code made anew.
+
+    A gradient is seen on its way into `.grad`: each micro-batch of a window adds its own. It is as
+    the user's own hooks leave it, those that were there when the step began.
     """
-    handles = []
     for tap in taps:
         index = tap.slots.get("grad_weight")
-        if index is None or index in hooked:
+        weight = None if index is None else weight_at_rest(tap, at_rest)
+        if index is None or weight is None or is_lazy(weight):
             continue
-        weight = weight_at_rest(tap, at_rest)
-        if weight is not None and weight.requires_grad and not is_lazy(weight):
-            hooked.add(index)
-            handles.append(weight.register_hook(_Gradient(index, tap, gate, collector)))
-    return handles
+        if not (weight.requires_grad or (index in trained and _can_thaw(weight))):
+            continue
+        handle = hooked.get(index)
+        if handle is not None:
+            hooks: Any = handle.hooks_dict_ref()
+            here = weight._backward_hooks  # noqa: SLF001  # as torch's own handles
+            if here is not None and here is hooks and handle.id in here:
+                here[handle.id] = here.pop(handle.id)  # last, as where it was just put on
+                continue
+            handle.remove()  # from a weight whose place another has taken
+        hooked[index] = _hook_leaf(weight, _Gradient(index, tap, gate, collector))
+
+
+def _hook_leaf(weight: Tensor, hook: Hook) -> RemovableHandle:
+    """Hooks a weight, though it be frozen just now: torch keeps hooks that are there already."""
+    frozen = not weight.requires_grad
+    if frozen:
+        weight.requires_grad = True
+    try:
+        handle: RemovableHandle = weight.register_hook(hook)
+    finally:
+        if frozen:
+            weight.requires_grad = False
+    return handle
+
+
+def _can_thaw(weight: Tensor) -> bool:
+    """Whether a frozen weight may require a gradient: one that was quantised in place can't."""
+    known = type(weight) is nn.Parameter or is_dtensor(weight)
+    return known and weight.is_leaf and weight.is_floating_point() and not weight.is_inference()
 
 
 class _WholeWeight(Hook):

@@ -131,7 +131,7 @@ class Sightings:
 
 def _is_same(before: _Pass, tensor: Tensor) -> bool:
     first = before.tensor()
-    if first is None or first.data_ptr() != tensor.data_ptr() or tensor.is_neg():
+    if first is None or first.data_ptr() != tensor.data_ptr() or first.is_neg() != tensor.is_neg():
         return False
     if before.version != tensor._version or first._version != before.version:  # noqa: SLF001
         return False

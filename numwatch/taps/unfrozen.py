@@ -15,22 +15,36 @@ from numwatch.taps.selection import Tap
 
 
 def await_gradients(
-    taps: Sequence[Tap], gate: Gate, attach: Callable[[Tap], None], at_rest: AtRest
-) -> list[RemovableHandle]:
+    taps: Sequence[Tap],
+    gate: Gate,
+    attach: Callable[[Tap], None],
+    awaited: dict[int, RemovableHandle],
+    at_rest: AtRest,
+) -> None:
     """Looks again at the weights that are frozen or not made yet, before their module's forward.
 
     Args:
         taps: The modules.
         gate: What the hooks ask.
         attach: Hooks the weight of a tap, unless it is frozen still or hooked by now.
+        awaited: The hooks there are by the slot of the gradient; more are added.
         at_rest: The shards of weights that FSDP2 gathers.
     """
-    handles = []
     for tap in taps:
-        weight = weight_at_rest(tap, at_rest) if "grad_weight" in tap.slots else None
+        index = tap.slots.get("grad_weight")
+        if index is None or index in awaited:
+            continue
+        weight = weight_at_rest(tap, at_rest)
         if weight is not None and (is_lazy(weight) or not weight.requires_grad):
-            handles.append(tap.module.register_forward_pre_hook(_LookAgain(tap, gate, attach)))
-    return handles
+            look = _LookAgain(tap, gate, attach)
+            awaited[index] = tap.module.register_forward_pre_hook(look)
+
+
+def trained_of(taps: Sequence[Tap], at_rest: AtRest) -> set[int]:
+    """Returns the slots of gradients whose weight requires one just now."""
+    weights = ((tap.slots.get("grad_weight"), weight_at_rest(tap, at_rest)) for tap in taps)
+    known = ((i, w) for i, w in weights if i is not None and w is not None)
+    return {i for i, w in known if w.requires_grad and not is_lazy(w)}
 
 
 class _LookAgain(Hook):

@@ -9,9 +9,9 @@ from torch.utils.hooks import RemovableHandle
 from numwatch.taps.collector import Collector
 from numwatch.taps.fsdp import AtRest, shards_of, weight_at_rest
 from numwatch.taps.gate import Gate
-from numwatch.taps.hooks import remove_all
 from numwatch.taps.modules import attach_weights
 from numwatch.taps.selection import Tap
+from numwatch.taps.unfrozen import await_gradients, trained_of
 
 
 class WeightTaps:
@@ -23,13 +23,24 @@ class WeightTaps:
 
     def __init__(self, taps: Sequence[Tap], gate: Gate, collector: Collector) -> None:
         self._taps, self._gate, self._collector = taps, gate, collector
-        self._hooked: set[int] = set()
-        self._handles: list[RemovableHandle] = []
+        self._hooked: dict[int, RemovableHandle] = {}
+        self._trained: set[int] = set()
+        self._awaited: dict[int, RemovableHandle] = {}
         self.at_rest: AtRest = {}
 
     def look_for_shards(self, model: nn.Module) -> None:
         """Finds the shards of a model whose modules are about to be hooked."""
         self.at_rest = shards_of(model)
+
+    def await_frozen(self) -> None:
+        """Looks again, before their forward, at weights that have never required a gradient yet."""
+        self._trained |= trained_of(self._taps, self.at_rest)
+        rest = [t for t in self._taps if t.slots.get("grad_weight") not in self._trained]
+        await_gradients(rest, self._gate, self.attach, self._awaited, self.at_rest)
+
+    def forget_frozen(self) -> None:
+        """Takes off the hooks of `await_frozen`, which are modules'."""
+        _remove(self._awaited)
 
     def begin(self) -> None:
         """Begins a step, with what the gate says of it."""
@@ -41,17 +52,20 @@ class WeightTaps:
 
     def attach(self, *taps: Tap) -> None:
         """Hooks the weights of some modules that require a gradient and are not hooked yet."""
-        self._handles += attach_weights(
-            taps, self._gate, self._collector, self._hooked, self.at_rest
-        )
+        attach_weights(taps, self._gate, self._collector, self._hooked, self.at_rest, self._trained)
 
     def detach(self) -> None:
-        """Takes the hooks off."""
-        remove_all(self._handles)
-        self._hooked.clear()
+        """Takes the hooks off the weights."""
+        _remove(self._hooked)
 
     def _weights(self) -> Iterator[tuple[int, Tensor, Tap]]:
         for tap in self._taps:
             weight = weight_at_rest(tap, self.at_rest)
             if "weight" in tap.slots and weight is not None and not is_lazy(weight):
                 yield tap.slots["weight"], weight, tap
+
+
+def _remove(handles: dict[int, RemovableHandle]) -> None:
+    for handle in handles.values():
+        handle.remove()
+    handles.clear()

@@ -21,7 +21,9 @@ class Compared:
         gate = Gate(strict=True)
         gate.mode = Mode.FULL
         self.handles = attach_modules(self.taps, gate, self)
-        self.handles += attach_weights(self.taps, gate, self, set())
+        hooked = {}
+        attach_weights(self.taps, gate, self, hooked)
+        self.handles += hooked.values()
 
     def see(self, index, tensor, _tap):
         if "grad" in self.slots[index].role:

@@ -237,3 +237,18 @@ def test_views_are_the_same_where_they_hold_the_same_elements(first, second, sam
     seen = first(x)
     sightings.note(0, seen)
     assert sightings.follow(1, second(x)) is same
+
+
+def test_numbers_with_the_sign_bit_of_a_view_are_not_those_without_it():
+    class Conjugate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.then = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, z):
+            return self.first(z.conj().imag) + self.then(z.imag)
+
+    z = torch.randn(16, 8, dtype=torch.complex64)
+    (rows,) = seen_in(Conjugate(), z)
+    for path, sign in (("first", -1), ("then", 1)):
+        assert rows[f"{path}:input"].sum == pytest.approx(sign * float(z.imag.sum()), rel=1e-5)

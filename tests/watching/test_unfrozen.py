@@ -21,7 +21,7 @@ def rows_of_step(watch, model, step, between=lambda: None):
     model(torch.ones(2, 4)).sum().backward()
     watch.end()
     (snapshot,) = watch.collect(everything=True)
-    return {row.slot: row.stats for row in snapshot.rows}
+    return {row.slot: row.stats for row in snapshot.rows or ()}
 
 
 def test_a_weight_that_is_thawed_within_a_step_shows_its_gradient_in_that_step(count_hooks):
@@ -72,4 +72,70 @@ def test_steps_that_are_not_recorded_hook_nothing(count_hooks):
     model(torch.ones(2, 4)).sum().backward()
     assert count_hooks(model) == before
     watch.end()
+    watch.detach()
+
+
+def test_a_weight_frozen_between_recorded_steps_is_seen_when_it_is_thawed(count_hooks):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    watch = watched(model, every=2)
+    assert "0:grad_weight" in rows_of_step(watch, model, 0)
+    rows_of_step(watch, model, 1, lambda: model[0].requires_grad_(False))
+    for step in (2, 4):  # begun frozen, as of two networks that train in turns
+        rows = rows_of_step(watch, model, step, lambda: model[0].requires_grad_(True))
+        assert rows["0:grad_weight"].numel == 16
+        rows_of_step(watch, model, step + 1, lambda: model[0].requires_grad_(False))
+    watch.detach()
+    assert count_hooks(model) == 0
+
+
+def test_a_weight_put_in_anothers_place_shows_its_gradient_from_the_next_step(count_hooks):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    watch = watched(model)
+    rows_of_step(watch, model, 0)
+    first = model[0].weight
+    model[0].weight = nn.Parameter(torch.ones(4, 4))
+    assert rows_of_step(watch, model, 1)["0:grad_weight"].numel == 16
+    assert not first._backward_hooks
+    watch.detach()
+    assert count_hooks(model) == 0
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradients_are_seen_as_the_users_hooks_leave_them_at_every_cadence(every):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    watch = watched(model, every)
+    for step in range(2):
+        rows_of_step(watch, model, step)
+    model[0].weight.register_hook(lambda gradient: gradient * 3)
+    model.zero_grad()
+    rows = rows_of_step(watch, model, 2)
+    assert rows["0:grad_weight"].sum == pytest.approx(float(model[0].weight.grad.sum()))
+    watch.detach()
+
+
+def test_a_weight_of_integers_in_anothers_place_is_passed_by():
+    class Quantised(nn.Linear):
+        def forward(self, x):
+            return nn.functional.linear(x, self.weight.to(x.dtype))
+
+    model = nn.Sequential(Quantised(4, 4), nn.Linear(4, 3))
+    watch = watched(model)
+    assert "0:grad_weight" in rows_of_step(watch, model, 0)
+    model[0].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    rows = rows_of_step(watch, model, 1)
+    assert "0:grad_weight" not in rows
+    assert "1:grad_weight" in rows
+    watch.detach()
+
+
+def test_a_freeze_stays_a_freeze_and_puts_no_hook_on_the_module():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    watch = watched(model, every=2)
+    model[0].requires_grad_(False)
+    for step in range(3):
+        rows = rows_of_step(watch, model, step)
+        assert "0:grad_weight" not in rows
+        assert not model[0].weight.requires_grad
+        assert len(model[0]._forward_pre_hooks) == len(model[1]._forward_pre_hooks)
+    assert model[0].weight.grad is None
     watch.detach()

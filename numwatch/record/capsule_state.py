@@ -2,6 +2,7 @@
 
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,10 @@ def load_state(path: Path) -> Any:
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         _check_archive(archive, size)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        # From torch 2.14 on it says that it looks whether sparse tensors are sound: so it shall.
+        warnings.filterwarnings("ignore", "Validating sparse tensor invariants")
+        state = torch.load(path, map_location="cpu", weights_only=True)
     _check_size(state, size)
     return state
 

@@ -44,6 +44,14 @@ def _no_thread_left():
 
 
 @pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: a process in the background of a shell ignores it."""
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, kept)
+
+
+@pytest.fixture
 def disk(monkeypatch):
     """A disk that can be full, or stand still."""
 
@@ -336,6 +344,7 @@ def test_a_process_that_was_forked_off_writes_nothing_and_does_not_hang(tmp_path
     assert run.events() == []
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_a_flush_waits_loses_nothing(tmp_path, disk):
     disk.runs.clear()
     one = record(tmp_path)

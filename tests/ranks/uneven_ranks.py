@@ -182,7 +182,7 @@ def named_with_a_space(directory: Path) -> None:
 
 
 def one_rank_overflows(directory: Path) -> None:
-    """Rank 1 alone meets an inf, in the second step."""
+    """Rank 1 alone meets an inf, in the second step, which both leave out."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with numwatch.watch(model, optimizer, dir=directory, **OPTIONS, origin=False) as watch:
@@ -191,8 +191,10 @@ def one_rank_overflows(directory: Path) -> None:
             if (step, dist.get_rank()) == (1, 1):
                 x[0, 0] = torch.inf
             model(x).sum().backward()
-            optimizer.zero_grad()
+            if step != 1:
+                optimizer.step()
             watch.step()
+            optimizer.zero_grad()
 
 
 if __name__ == "__main__":

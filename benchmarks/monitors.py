@@ -160,7 +160,7 @@ TENSORS = "numwatch, every step, tensors alone"
 AMAX = "numwatch, amax only, every step"
 VARIANTS = {
     CONTROL: Variant(nothing),
-    DEFAULT: watched(DENSE_DEFAULT, Schedule(), share=2),
+    DEFAULT: watched(DENSE_DEFAULT, Schedule(), share=8),  # so small a cost takes many pairs
     FULL: watched(EVERY_STEP),
     TENSORS: watched(EVERY_STEP, update_samples=0),
     AMAX: watched(AMAX_ONLY),

@@ -84,12 +84,16 @@ class Sampler:
         self._main = threading.get_ident()
 
     def __enter__(self) -> Self:
+        # A look waits for the interpreter's lock, which Python's own code gives away no sooner.
+        self._kept = sys.getswitchinterval()
+        sys.setswitchinterval(INTERVAL / 100)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
+        sys.setswitchinterval(self._kept)
 
     def _look(self) -> None:
         while not self._done.wait(INTERVAL):

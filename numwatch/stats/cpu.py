@@ -8,6 +8,7 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from numwatch.stats.exponent_loops import CHUNK, MANTISSA_BITS, WORKSPACE
 from numwatch.stats.layout import AMAX, AMIN, CALLS, COUNTS, NUMEL, REALS, SUM, ZEROS
 from numwatch.stats.memory import TASK
 from numwatch.stats.prepare import LOW, address_of, dense, is_flat
-from numwatch.stats.repeated import merge_times, once
+from numwatch.stats.repeated import add_repeated
 from numwatch.stats.rows import new_rows
 from numwatch.stats.threads import share_out
 
@@ -154,13 +155,10 @@ def _add(by_dtype: Loops, x: Tensor, counts: Tensor, reals: Tensor, row: int) ->
     loop = by_dtype.get(x.dtype)
     left_out = 0
     if loop is None or not is_flat(x):
-        x, times = once(x)
-        if times > 1:
-            more = new_rows(1)
-            _add(by_dtype, x, *more, 0)
-            merge_times(counts, reals, row, *more, times)
+        single = add_repeated(partial(_add, by_dtype), x, counts, reals, row)
+        if single is None:
             return 0
-        x, left_out = dense(x)
+        x, left_out = dense(single)
         loop = by_dtype[x.dtype]
     n = x.numel()
     row_at = _row_at(counts, reals, row)

@@ -22,8 +22,7 @@ from numwatch.stats.layout import (
     ZEROS,
 )
 from numwatch.stats.prepare import dense
-from numwatch.stats.repeated import merge_times, once
-from numwatch.stats.rows import new_rows
+from numwatch.stats.repeated import add_repeated
 from numwatch.stats.widen import widened
 
 _MAGNITUDE = 0x7FFF_FFFF_FFFF_FFFF
@@ -39,13 +38,10 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
     Raises:
         NotWatchedError: See `prepare.dense`.
     """
-    x, times = once(x)
-    if times > 1:
-        more = new_rows(1, x.device)
-        accumulate(x, *more)
-        merge_times(counts, reals, row, *more, times)
+    single = add_repeated(accumulate, x, counts, reals, row)
+    if single is None:
         return
-    flat, left_out = dense(x)
+    flat, left_out = dense(single)
     counts, reals = counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row]
     counts[NUMEL] += flat.numel() + left_out
     counts[ZEROS] += left_out
@@ -81,13 +77,10 @@ def accumulate(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
 
 def accumulate_amax(x: Tensor, counts: Tensor, reals: Tensor, row: int = 0) -> None:
     """Adds x's finite amax, numel and non-finite counts alone to one row; see `accumulate`."""
-    x, times = once(x)
-    if times > 1:
-        more = new_rows(1, x.device)
-        accumulate_amax(x, *more)
-        merge_times(counts, reals, row, *more, times)
+    single = add_repeated(accumulate_amax, x, counts, reals, row)
+    if single is None:
         return
-    flat, left_out = dense(x)
+    flat, left_out = dense(single)
     counts, reals = counts.view(-1, COUNTS)[row], reals.view(-1, REALS)[row]
     counts[NUMEL] += flat.numel() + left_out
     counts[CALLS] += 1

@@ -1,5 +1,6 @@
 """Expanded tensors: their memory holds each element once, their shape has it many times."""
 
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -7,7 +8,10 @@ from torch import Tensor
 
 from numwatch.stats.layout import CALLS, COUNTS, REALS, SUM
 from numwatch.stats.prepare import plain
-from numwatch.stats.rows import merge_rows
+from numwatch.stats.rows import merge_rows, new_rows
+
+Add = Callable[[Tensor, Tensor, Tensor, int], object]
+"""Adds a tensor to one of the rows int64 [n, COUNTS] and float64 [n, REALS]."""
 
 
 def once(x: Tensor) -> tuple[Tensor, int]:
@@ -26,16 +30,28 @@ def once(x: Tensor) -> tuple[Tensor, int]:
     return x, times
 
 
-def merge_times(
-    counts: Tensor, reals: Tensor, row: int, more_counts: Tensor, more_reals: Tensor, times: int
-) -> None:
-    """Adds a row [1, COUNTS] and [1, REALS], as if seen so often in one call, to one of many.
+def add_repeated(add: Add, x: Tensor, counts: Tensor, reals: Tensor, row: int) -> Tensor | None:
+    """Adds a tensor that repeats its elements to a row, as many times; returns any other tensor.
 
-    The row that is added is scaled in place.
+    Args:
+        add: Adds one that does not.
+        x: The tensor.
+        counts: int64 [n, COUNTS].
+        reals: float64 [n, REALS].
+        row: Which of the n rows.
+
+    Raises:
+        NotWatchedError: See `prepare.plain`.
     """
+    x, times = once(x)
+    if times == 1:
+        return x
+    more_counts, more_reals = new_rows(1, x.device)
+    add(x, more_counts, more_reals, 0)
     calls = more_counts[:, CALLS].clone()
     more_counts *= times
     more_counts[:, CALLS] = calls
     more_reals[:, SUM:] *= times
     own = slice(row, row + 1)
     merge_rows(counts.view(-1, COUNTS)[own], reals.view(-1, REALS)[own], more_counts, more_reals)
+    return None

@@ -1,6 +1,6 @@
 """Rules about the state of optimizers: its eps, its dtype, and gradients it did not foresee."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,7 @@ def eps_zero(evidence: Evidence) -> Iterator[Finding]:
             held[slot] = int(columns["step"][zero[0]])
     if not held:
         return
-    slot, step, others = first_and_others(evidence, held.items())
-    columns = evidence.states[slot,]
-    at = int(np.searchsorted(columns["step"], step))
+    slot, step, columns, at, others = _first(evidence, held)
     eps, dtype = float(columns["eps"][at]), str(columns["dtype"][at])
     survived = _survived(evidence, step)
     yield Finding(
@@ -75,9 +73,7 @@ def eps_above_sqrt_v(evidence: Evidence) -> Iterator[Finding]:
     if not held:
         return
     overall = _overall(evidence, "below_eps")
-    slot, step, others = first_and_others(evidence, held.items())
-    columns = evidence.states[slot,]
-    at = int(np.searchsorted(columns["step"], step))
+    slot, step, columns, at, others = _first(evidence, held)
     hurts = overall >= BELOW_EPS_OVERALL and not _converged(evidence)
     eps = float(columns["eps"][at])
     yield Finding(
@@ -109,9 +105,7 @@ def state_never_decays(evidence: Evidence) -> Iterator[Finding]:
             stuck[slot] = int(columns["step"][never[0]])
     if not stuck:
         return
-    slot, step, others = first_and_others(evidence, stuck.items())
-    columns = evidence.states[slot,]
-    at = int(np.searchsorted(columns["step"], step))
+    slot, step, columns, at, others = _first(evidence, stuck)
     decay, dtype = float(columns["decay"][at]), str(columns["dtype"][at])
     yield Finding(
         rule="state-never-decays",
@@ -140,9 +134,7 @@ def low_precision_state(evidence: Evidence) -> Iterator[Finding]:
             flushed[slot] = int(columns["step"][at])
     if not flushed:
         return
-    slot, step, others = first_and_others(evidence, flushed.items())
-    columns = evidence.states[slot,]
-    at = int(np.searchsorted(columns["step"], step))
+    slot, step, columns, at, others = _first(evidence, flushed)
     share = float(columns["vanished"][at])
     yield Finding(
         rule="low-precision-state",
@@ -203,6 +195,20 @@ def rms_spike(evidence: Evidence) -> Iterator[Finding]:
 
 
 RULES = (eps_zero, eps_above_sqrt_v, state_never_decays, low_precision_state, rms_spike)
+
+
+def _first(
+    evidence: Evidence, held: Mapping[str, int]
+) -> tuple[str, int, Columns, int, tuple[str, ...]]:
+    """Returns the slot of which something held first, since when, its columns, there, and others.
+
+    Args:
+        evidence: The run.
+        held: For each slot the first step, one at least.
+    """
+    slot, step, others = first_and_others(evidence, held.items())
+    columns = evidence.states[slot,]
+    return slot, step, columns, int(np.searchsorted(columns["step"], step)), others
 
 
 def _with(evidence: Evidence, name: str) -> Iterator[tuple[str, Columns]]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from numwatch.record.files import check_own, is_own_folder, open_new
+from numwatch.record.footer import check_footer
 from numwatch.record.part_size import check_size, check_strings
 from numwatch.record.schema import ADDED_LATER, TABLES
 from numwatch.record.soundness import check_rows
@@ -105,6 +106,7 @@ def open_part(path: Path, name: str, attempt: int, number: int) -> Part:
         DAMAGED: The file is not whole, or not a part of this table.
     """
     check_own(path)
+    check_footer(path)
     with pq.ParquetFile(path) as file:
         schema, found = TABLES[name], file.schema_arrow
         for field in schema:

@@ -1,0 +1,35 @@
+"""Whether a part's footer can be looked into: some damage makes Arrow end the process."""
+
+import io
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+
+class _FooterAlone(io.FileIO):
+    """A file that ends, once shut, where it is asked for more."""
+
+    shut = False
+    asked = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.asked = self.shut
+        return b"" if self.shut else super().read(size)
+
+
+def check_footer(path: Path) -> None:
+    """Refuses a part one of whose columns has a description that contradicts itself.
+
+    Asked for one by `RowGroupMetaData.column`, Arrow lets its C++ exception abort the process. A
+    read looks at all of them too, before it asks for the first row, and hands the exception on.
+
+    Raises:
+        DAMAGED: It does, or the file is not whole.
+    """
+    with _FooterAlone(path) as file, pq.ParquetFile(file, pre_buffer=True) as part:
+        file.shut = True
+        try:
+            part.read(use_threads=False)
+        except OSError:
+            if not file.asked:
+                raise

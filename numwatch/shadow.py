@@ -14,11 +14,12 @@ from numwatch.taps.collector import Collector
 from numwatch.taps.comparison import Comparison, SampleCollector, Samples, SentComparison
 from numwatch.taps.fp32 import StandIns, apart, copy_in_fp32, empty, widen_arguments
 from numwatch.taps.gate import Gate, Mode
-from numwatch.taps.modules import attach_modules, attach_weights
+from numwatch.taps.modules import attach_modules
 from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
 from numwatch.taps.selection import Tap
+from numwatch.taps.weight_hooks import attach_weights
 
 LossOf = Callable[[nn.Module], Tensor | None]
 """Runs a step's forward on the model it is given and returns the loss, or None where there is none.

@@ -186,7 +186,7 @@ class Collector:
             tensors, rows = groups.setdefault(weight.device, ([], []))
             tensors.append(weight)
             rows.append(index)
-            self._sightings.note(index, weight)
+            self._sightings.note(index, weight, tap.find_weight)
             self._see_more(index, weight, tap, None)
         for device, (tensors, rows) in groups.items():
             buffers = self._buffers_on(device)

@@ -25,14 +25,18 @@ def shards_of(model: nn.Module) -> AtRest:
     }
 
 
-def named_shards(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yields the same with the names that the parameters have in the model."""
-    shards = shards_of(model)
-    for path, module in model.named_modules() if shards else ():
+def shards_with_owners(model: nn.Module) -> Iterator[tuple[str, Tensor, object]]:
+    """Yields each with the name its parameter has in the model, and FSDP2's account that has it."""
+    accounts = {
+        (id(module), name): one
+        for one in _parameters(model)
+        for module, name in _places(one._module_info)  # noqa: SLF001  # as above
+    }
+    for path, module in model.named_modules() if accounts else ():
         for name in dict(module.named_parameters(recurse=False)):
-            shard = shards.get((id(module), name))
-            if shard is not None:
-                yield f"{path}.{name}".removeprefix("."), shard
+            account = accounts.get((id(module), name))
+            if account is not None:
+                yield f"{path}.{name}".removeprefix("."), account.sharded_param, account
 
 
 def weight_at_rest(tap: Tap, at_rest: AtRest) -> Tensor | None:

@@ -1,6 +1,5 @@
 """The parameters an optimizer updates, by the names the model has for them."""
 
-import weakref
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from numwatch.stats import is_watched_dtype
-from numwatch.taps.fsdp import named_shards
+from numwatch.taps.homes import Home, home_in_optimizer, homes_in
 from numwatch.taps.placement import counts_here, is_dtensor, local_part, placement_of, shard_of
 from numwatch.taps.sampling import SAMPLES, sampled, stride_of
 from numwatch.taps.selection import clean_path, is_update_wanted
@@ -26,7 +25,7 @@ class Known:
     """What does not change of a parameter from step to step.
 
     Attributes:
-        parameter: Leads to it as long as its owner keeps it.
+        home: Where it stands.
         name: The model's for it.
         shape: Its shape.
         dtype: Its dtype, which `model.half()` changes.
@@ -38,7 +37,7 @@ class Known:
         numel: Elements of this rank's part.
     """
 
-    parameter: weakref.ref[Tensor]
+    home: Home
     name: str
     shape: torch.Size
     dtype: torch.dtype
@@ -78,8 +77,8 @@ class Parameters:
         exclude: Sequence[str] | None = None,
     ) -> None:
         self._model, self._globs = model, (include, exclude)
-        self._names: dict[int, tuple[weakref.ref[Tensor], str]] = {}
-        self._foreign: list[weakref.ref[Tensor]] = []
+        self._names: dict[int, tuple[str, Home]] = {}
+        self._foreign: list[Home] = []
         self._known: dict[int, Known] = {}
         count = sum(1 for _ in model.parameters())
         share = max(MAX_SAMPLES // max(count, 1), _LEAST_SAMPLES)
@@ -87,19 +86,17 @@ class Parameters:
 
     def named(self, optimizer: torch.optim.Optimizer) -> Iterator[Updated]:
         """Yields every parameter of an optimizer that has a dense gradient."""
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if _is_dense(parameter) and has_dense_gradient(parameter):
-                    yield Updated(self._know(parameter), parameter, group)
+        for parameter, group, at in _parameters_of(optimizer):
+            if _is_dense(parameter) and has_dense_gradient(parameter):
+                yield Updated(self._know(parameter, optimizer, at), parameter, group)
 
     def measured(self, optimizer: torch.optim.Optimizer) -> Iterator[Updated]:
         """Yields those whose updates the user wants measured, with or without a gradient yet."""
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    known = self._know(parameter)
-                    if known.measured:
-                        yield Updated(known, parameter, group)
+        for parameter, group, at in _parameters_of(optimizer):
+            if parameter.requires_grad:
+                known = self._know(parameter, optimizer, at)
+                if known.measured:
+                    yield Updated(known, parameter, group)
 
     def own_any(self, tensors: Sequence[Tensor]) -> bool:
         """Whether some of these tensors are parameters of the model."""
@@ -116,19 +113,21 @@ class Parameters:
         """Returns the sample [n] of this rank's part of a parameter or a tensor of its shape."""
         return sampled(local_part(tensor), self.limit)
 
-    def _know(self, parameter: nn.Parameter) -> Known:
+    def _know(
+        self, parameter: nn.Parameter, optimizer: torch.optim.Optimizer, at: tuple[int, int]
+    ) -> Known:
         known = self._known.get(id(parameter))
         if (
             known is None
-            or known.parameter() is not parameter  # an id is used again
+            or not known.home.holds(parameter)
             or known.dtype is not parameter.dtype
             or known.shape != parameter.shape
         ):
-            name = self._name_of(parameter)
+            name, home = self._name_of(parameter, optimizer, at)
             own = local_part(parameter)
             stride = stride_of(tuple(own.shape), self.limit)
             known = self._known[id(parameter)] = Known(
-                weakref.ref(parameter),
+                home,
                 name,
                 parameter.shape,
                 parameter.dtype,
@@ -143,27 +142,40 @@ class Parameters:
             )
         return known
 
-    def _name_of(self, parameter: Tensor) -> str:
+    def _name_of(
+        self, parameter: Tensor, optimizer: torch.optim.Optimizer, at: tuple[int, int]
+    ) -> tuple[str, Home]:
         if not self._is_known(parameter):
             self._learn_names()
-        _, name = self._names.get(id(parameter), (None, ""))
-        return name or self._foreign_name_of(parameter)
+        if self._is_known(parameter):
+            return self._names[id(parameter)]
+        return self._foreign_name_of(parameter, home_in_optimizer(optimizer, *at))
 
     def _is_known(self, parameter: Tensor) -> bool:
-        ref, _ = self._names.get(id(parameter), (None, ""))
-        return ref is not None and ref() is parameter  # an id is used again
+        known = self._names.get(id(parameter))
+        return known is not None and known[1].holds(parameter)
 
     def _learn_names(self) -> None:
-        named = [*self._model.named_parameters(), *named_shards(self._model)]
-        self._names = {id(p): (weakref.ref(p), clean_path(name)) for name, p in named}
+        self._names = {}
+        for name, parameter, home in homes_in(self._model):
+            self._names.setdefault(id(parameter), (clean_path(name), home))
 
-    def _foreign_name_of(self, parameter: Tensor) -> str:
+    def _foreign_name_of(self, parameter: Tensor, home: Home) -> tuple[str, Home]:
         """Names what an optimizer holds and the model does not: a loss's own temperature."""
-        for number, ref in enumerate(self._foreign):
-            if ref() is parameter:
-                return f"outside_the_model.{number}"
-        self._foreign.append(weakref.ref(parameter))
-        return f"outside_the_model.{len(self._foreign) - 1}"
+        for number, known in enumerate(self._foreign):
+            if known.holds(parameter):
+                return f"outside_the_model.{number}", known
+        self._foreign.append(home)
+        return f"outside_the_model.{len(self._foreign) - 1}", home
+
+
+def _parameters_of(
+    optimizer: torch.optim.Optimizer,
+) -> Iterator[tuple[nn.Parameter, dict[str, Any], tuple[int, int]]]:
+    """Yields an optimizer's parameters with their groups, and their places in it."""
+    for i, group in enumerate(optimizer.param_groups):
+        for j, parameter in enumerate(group["params"]):
+            yield parameter, group, (i, j)
 
 
 def has_dense_gradient(parameter: Tensor) -> bool:

@@ -66,6 +66,10 @@ class Tap:
         """The parameter that its `weight` role is about, as it is now; None without one."""
         return weight_of(self.module, self.parameter)
 
+    def find_weight(self) -> nn.Parameter | None:
+        """Returns `weight`, for who asks later."""
+        return self.weight
+
     @property
     def aliases_input(self) -> bool:
         """Whether `grad_input` is seen on a view of the input made for this module alone."""

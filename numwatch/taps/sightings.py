@@ -1,7 +1,7 @@
 """Which tensors have been passed over in the step under way, so that none is passed over twice."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ SMALL = 4096
 class _Pass(NamedTuple):
     """A tensor as it was passed over, and the slot whose row it went to."""
 
-    tensor: weakref.ref[Tensor]
+    tensor: Callable[[], Tensor | None]
     version: int
     numel: int
     strides: tuple[torch.Size, tuple[int, ...]] | None
@@ -71,12 +71,19 @@ class Sightings:
         self._passes[index] += 1
         return False
 
-    def note(self, index: int, tensor: Tensor | None) -> Sequence[int]:
+    def note(
+        self,
+        index: int,
+        tensor: Tensor | None,
+        find: Callable[[], Tensor | None] | None = None,
+    ) -> Sequence[int]:
         """Takes note of a pass that is about to go to a slot's row.
 
         Args:
             index: The slot's.
             tensor: What is passed over; None where its memory may change unnoticed.
+            find: Leads to it as long as it lives; None for a weak reference, which the user may
+                notice on a parameter (see `homes`).
 
         Returns:
             The slots that followed this one until now: its row, as it is, must be added to theirs.
@@ -84,7 +91,7 @@ class Sightings:
         self._passes[index] += 1
         if tensor is not None and self._is_worth_it(tensor):
             self._by_address[tensor.data_ptr(), tensor.dtype] = _Pass(
-                weakref.ref(tensor),
+                find or weakref.ref(tensor),
                 tensor._version,  # noqa: SLF001  # as above
                 tensor.numel(),
                 None if tensor.is_contiguous() else (tensor.shape, tensor.stride()),

@@ -9,9 +9,9 @@ from torch.utils.hooks import RemovableHandle
 from numwatch.taps.collector import Collector
 from numwatch.taps.fsdp import AtRest, shards_of, weight_at_rest
 from numwatch.taps.gate import Gate
-from numwatch.taps.modules import attach_weights
 from numwatch.taps.selection import Tap
 from numwatch.taps.unfrozen import await_gradients, trained_of
+from numwatch.taps.weight_hooks import LeafHook, attach_weights
 
 
 class WeightTaps:
@@ -23,7 +23,7 @@ class WeightTaps:
 
     def __init__(self, taps: Sequence[Tap], gate: Gate, collector: Collector) -> None:
         self._taps, self._gate, self._collector = taps, gate, collector
-        self._hooked: dict[int, RemovableHandle] = {}
+        self._hooked: dict[int, LeafHook] = {}
         self._trained: set[int] = set()
         self._awaited: dict[int, RemovableHandle] = {}
         self.at_rest: AtRest = {}
@@ -40,6 +40,9 @@ class WeightTaps:
 
     def forget_frozen(self) -> None:
         """Takes off the hooks of `await_frozen`, which are modules'."""
+        for handle in self._awaited.values():
+            handle.remove()
+        self._awaited.clear()
         _remove(self._awaited)
 
     def begin(self) -> None:
@@ -56,7 +59,8 @@ class WeightTaps:
 
     def detach(self) -> None:
         """Takes the hooks off the weights."""
-        _remove(self._hooked)
+        for hook in self._hooked.values():
+            hook.remove()
 
     def _weights(self) -> Iterator[tuple[int, Tensor, Tap]]:
         for tap in self._taps:

@@ -6,8 +6,9 @@ from torch import nn
 from numwatch.shadow import ShadowPass, ShadowStep
 from numwatch.taps.comparison import Comparison
 from numwatch.taps.gate import Gate, Mode
-from numwatch.taps.modules import attach_modules, attach_weights
+from numwatch.taps.modules import attach_modules
 from numwatch.taps.selection import select
+from numwatch.taps.weight_hooks import attach_weights
 
 
 class Compared:

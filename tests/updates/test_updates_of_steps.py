@@ -246,10 +246,14 @@ def test_names_follow_parameters_that_are_replaced_and_tell_foreign_ones_apart()
     foreign = [nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(3))]
     parameters = Parameters(model)
 
+    def optimizer_of(parameter):
+        parameter.grad = torch.ones_like(parameter)
+        return torch.optim.SGD([parameter])
+
     def names(*given):
-        for parameter in given:
-            parameter.grad = torch.ones_like(parameter)
-        optimizers = [torch.optim.SGD([parameter]) for parameter in given]
+        return names_in(list(map(optimizer_of, given)))
+
+    def names_in(optimizers):
         return [one.name for optimizer in optimizers for one in parameters.named(optimizer)]
 
     assert names(*model.parameters()) == ["a.weight", "b.weight"]
@@ -257,8 +261,9 @@ def test_names_follow_parameters_that_are_replaced_and_tell_foreign_ones_apart()
         model["a"].weight = nn.Parameter(torch.zeros(2, 2))
         model["b"].weight = nn.Parameter(torch.zeros(2, 2))
         assert names(model["b"].weight, model["a"].weight) == ["b.weight", "a.weight"]
-    assert names(*foreign) == ["outside_the_model.0", "outside_the_model.1"]
-    assert names(*foreign) == ["outside_the_model.0", "outside_the_model.1"]
+    outside = list(map(optimizer_of, foreign))
+    assert names_in(outside) == ["outside_the_model.0", "outside_the_model.1"]
+    assert names_in(outside[::-1]) == ["outside_the_model.1", "outside_the_model.0"]
 
 
 def test_frozen_unused_sparse_and_complex_parameters_are_passed_by():

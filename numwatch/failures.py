@@ -2,13 +2,11 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 
 from numwatch.forensics import NONE, UNKNOWN, FailedStep, Origin, find_origin, named_tensors
 from numwatch.micro_batch import Around, MicroBatch
@@ -19,10 +17,10 @@ from numwatch.record.capsule import GIGABYTE, hex_of, write_capsule
 from numwatch.settings import Settings
 from numwatch.shadow import reason
 from numwatch.snapshot import Snapshot, StepScalars
+from numwatch.step_checks import StepChecks
 from numwatch.taps.autocast import Autocast
 from numwatch.taps.gate import Gate
-from numwatch.taps.hooks import Hook
-from numwatch.taps.optimizers import gradient_norm, tells_of_steps
+from numwatch.taps.norms import gradient_norm
 from numwatch.taps.scaler import Scaler
 from numwatch.taps.starts import Start, Starts, versions_of
 from numwatch.watch import Watch
@@ -55,7 +53,6 @@ class Failures:
         settings: Settings,
         *,
         precision: str,
-        optimizers: Sequence[torch.optim.Optimizer] = (),
         scaler: Scaler | None = None,
         announced: bool,
     ) -> None:
@@ -68,14 +65,13 @@ class Failures:
             gate: Keeps numwatch's own errors away from the run.
             settings: What the user chose.
             precision: As Lightning names it.
-            optimizers: The model's.
             scaler: The gradient scaler, where there is one.
             announced: Whether `see_loss` and `before_optimizer_step` are called; else a hook on
                 each optimizer does what it can.
         """
         self._gate, self._announced = gate, announced
         self._model, self._watch, self._recorder = model, watch, recorder
-        self._precision, self._optimizers = precision, optimizers
+        self._precision = precision
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._origin, self._limit = settings.origin, settings.capsule_gb * GIGABYTE
         self._starts = Starts(model)
@@ -87,23 +83,23 @@ class Failures:
         self._last: deque[tuple[int, StepScalars]] = deque(maxlen=LAST_STEPS)
         self._found: Origin | None = None
         self.kept = not self._limit
-        hook = _BeforeStep(self)
-        self._handles = [
-            optimizer.register_step_pre_hook(hook)
-            for optimizer in optimizers
-            if not announced and tells_of_steps(optimizer)
-        ]
+        self._checks = StepChecks(self.check)
         self._autocast = Autocast(model)
         if not announced:
             self._autocast.attach()
+            self._checks.follow(watch.optimizers)
 
     def detach(self) -> None:
         """Takes its hooks off and lets go of the micro-batch under way."""
         self._batch = self._start = None
         self._loss.forget()
         self._autocast.detach()
-        for handle in self._handles:
-            handle.remove()
+        self._checks.detach()
+
+    def end_step(self) -> None:
+        """Ends a step: optimizers may have taken the places of others."""
+        if not self._announced:
+            self._checks.follow(self._watch.optimizers)
 
     def begin_batch(self, batch: MicroBatch) -> None:
         """Takes note of a micro-batch, before its forward."""
@@ -237,7 +233,7 @@ class Failures:
             "random": start.random.as_plain(),
             "module": {**self._model.state_dict(), **self._buffers(start, persistent=True)},
             "buffers": self._buffers(start, persistent=False),
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "optimizers": [optimizer.state_dict() for optimizer in self._watch.optimizers],
         }
         if self._scaler is not None:
             state["scaler"] = {**self._scaler.state_dict(), "scale": self._scale()}
@@ -258,7 +254,7 @@ class Failures:
             enabled = torch.is_autocast_enabled(device)
             autocast = str(torch.get_autocast_dtype(device)) if enabled else None
             default = str(torch.get_default_dtype())
-        norms = [n for o in self._optimizers if (n := gradient_norm(o)) is not None]
+        norms = [n for o in self._watch.optimizers if (n := gradient_norm(o)) is not None]
         alone = len(norms) == 1 and batch.parts == 1 and error is None
         return {
             "step": self._watch.step,
@@ -284,14 +280,3 @@ class Failures:
 
     def _scale(self) -> float:
         return float(self._watch.loss_scale)
-
-
-class _BeforeStep(Hook):
-    """Called before an optimizer that nobody announces steps."""
-
-    def __init__(self, failures: Failures) -> None:
-        self._failures = failures
-
-    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if not is_compiling():
-            self._failures.check(optimizer)

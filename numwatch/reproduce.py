@@ -19,7 +19,7 @@ from numwatch.script import made_by
 from numwatch.shadow import ShadowStep, reason
 from numwatch.taps.fp32 import copy_exactly
 from numwatch.taps.generators import RandomStates
-from numwatch.taps.optimizers import gradient_norm
+from numwatch.taps.norms import gradient_norm
 from numwatch.taps.starts import Start
 
 SAME, DIFFERS, UNKNOWN = "bit for bit", "differs", "not known"

@@ -100,7 +100,6 @@ class Session:
                     self._gate,
                     settings,
                     precision=precision,
-                    optimizers=optimizers,
                     scaler=scaler,
                     announced=announced,
                 )
@@ -212,6 +211,8 @@ class Session:
                 self._watch.end(epoch=epoch, batch=batch)
                 for what in self._watch.take_unseen():
                     self._notices.unseen(step, what)
+                if self._failures:
+                    self._failures.end_step()
                 self._keep()
                 if self._keeping:
                     self._keeping.end_step()

@@ -3,7 +3,6 @@
 import operator
 import time
 from collections.abc import Callable, Sequence
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
 from numwatch.taps.selection import inner_products, select
-from numwatch.taps.tape import Tape, learning_rate, loss_scale_column
+from numwatch.taps.tape import Tape, loss_scale_column
 from numwatch.taps.traced import anchor_on
 from numwatch.taps.updates import UpdateTaps
 from numwatch.taps.weights import WeightTaps
@@ -133,6 +132,11 @@ class Watch:
         return self._optimizer_taps.skipped(self._scaler)
 
     @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers that were given, or what has taken their places."""
+        return self._optimizer_taps.optimizers
+
+    @property
     def bytes(self) -> int:
         """Memory numwatch holds on the devices, at its most so far."""
         updates = self._updates.bytes if self._updates else 0
@@ -228,12 +232,9 @@ class Watch:
         self._audit.stop()
         if self.step is None:
             return
-        lr = learning_rate(chain(self._optimizers, self._optimizer_taps.strays))
-        if lr is not None:
-            self._tape.put("lr", lr)
-        self._tape.put("loss_scale_after", loss_scale(self._scaler))
         taps = self._optimizer_taps
-        taps.finish(self._scaler)
+        self._unseen += taps.finish(self._scaler)
+        self._tape.put("loss_scale_after", loss_scale(self._scaler))
         self._tape.next()
         seen = None
         if self.gate.mode is Mode.FULL:
@@ -256,7 +257,7 @@ class Watch:
                 stepped=taps.stepped,
                 moved=taps.moved,
                 scaled=self._scaler is not None,
-                left_out=self._scaler is not None and not self._optimizers and taps.strays.idle,
+                left_out=self._scaler is not None and not taps.optimizers and taps.strays.idle,
                 step_seconds=time.perf_counter() - self._started + self._carried_seconds,
                 numwatch_seconds=self.gate.take_seconds() + self._carried_seconds,
             )
@@ -282,12 +283,11 @@ class Watch:
         return self._outbox.arrived()
 
     def _follow(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        self._optimizers = list(optimizers)
-        self._tape = Tape(self._device, len(self._optimizers))
+        self._tape = Tape(self._device, len(optimizers))
         self._culprits = Culprits(self._parameters, self._device)
         self._reduced = ReducedGradients(self._parameters)
         self._optimizer_taps = OptimizerTaps(
-            self._optimizers,
+            optimizers,
             self.gate,
             self._tape,
             self._culprits,

@@ -1,25 +1,29 @@
 """Hooks on optimizers: whether each was really stepped, its gradients, and what its step did."""
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from numwatch.stats import is_watched_dtype
-from numwatch.stats.prepare import dense
 from numwatch.taps.culprits import Culprits
 from numwatch.taps.gate import Gate, Mode
-from numwatch.taps.hooks import Removable
+from numwatch.taps.hooks import Removable, remove_all
+from numwatch.taps.norms import gradient_norm, gradients_of
 from numwatch.taps.parameters import Parameters
-from numwatch.taps.placement import is_own, is_partial
+from numwatch.taps.placement import is_partial
 from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.scaler import Scaler, found_inf, handles_unscaling, loss_scale
-from numwatch.taps.step_hooks import follow_steps, follow_strays
+from numwatch.taps.step_hooks import follow_steps, follow_strays, tells_of_steps
 from numwatch.taps.strays import Strays
-from numwatch.taps.tape import Tape, found_inf_column, loss_scale_column
+from numwatch.taps.tape import Tape, found_inf_column, learning_rate, loss_scale_column
 from numwatch.taps.updates import UpdateTaps
+
+_HANDED_OVER = (
+    "updates, state and gradient norm in the first two steps of {new}, which took the place of "
+    "{old}; the first may read as skipped"
+)
 
 
 class OptimizerTaps:
@@ -29,6 +33,7 @@ class OptimizerTaps:
     does call a fused one, handing it `found_inf`; that flag goes to the tape.
 
     Attributes:
+        optimizers: Those that were given, or what has taken their places.
         gate: The switch of all hooks.
         strays: Optimizers that were found by their steps alone.
         announced: How often each optimizer's turn came since `reset`, where somebody tells.
@@ -46,31 +51,40 @@ class OptimizerTaps:
         reduced: ReducedGradients,
         parameters: Parameters,
     ) -> None:
-        self._optimizers = list(optimizers)
-        self.strays = Strays(self._optimizers, parameters)
+        self.optimizers = list(optimizers)
+        self.strays = Strays(optimizers, parameters)
+        self._handles: list[list[Removable]] = []
+        self._any: list[Removable] = []
         self.gate, self._tape, self._updates = gate, tape, updates
         self._culprits, self._reduced = culprits, reduced
         self._norms: dict[int, Tensor | None] = {}
         self.moved = False
-        self.announced = [0] * len(self._optimizers)
-        self.stepped = [0] * len(self._optimizers)
+        self.announced = [0] * len(self.optimizers)
+        self.stepped = [0] * len(self.optimizers)
 
     def reset(self) -> None:
         """Starts a step."""
-        self.announced = [0] * len(self._optimizers)
-        self.stepped = [0] * len(self._optimizers)
+        self.announced = [0] * len(self.optimizers)
+        self.stepped = [0] * len(self.optimizers)
         self._norms.clear()
-        self.strays.stepped = False
+        self.strays.reset()
         if self._updates is not None:
             self._updates.reset()
 
     def attach(self) -> list[Removable]:
         """Hooks the optimizers, and where others are possible those that come to light later."""
-        handles = follow_strays(self) if self.strays.possible else []
-        for optimizer in self._optimizers:
-            if tells_of_steps(optimizer):
-                handles += follow_steps(optimizer, self)
-        return handles
+        self._handles = [self._hooks_on(optimizer) for optimizer in self.optimizers]
+        if self.strays.possible:
+            self._any = follow_strays(self)
+        return [self]
+
+    def remove(self) -> None:
+        """Takes the hooks off the optimizers."""
+        for handles in (*self._handles, self._any):
+            remove_all(handles)
+
+    def _hooks_on(self, optimizer: torch.optim.Optimizer) -> list[Removable]:
+        return follow_steps(optimizer, self) if tells_of_steps(optimizer) else []
 
     def is_stray(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer was not given and steps the model's parameters all the same."""
@@ -79,6 +93,8 @@ class OptimizerTaps:
             # Once: other threads train other models.
             with self.gate.hooks_stay(), self.gate.watching():
                 known = self.strays.has(optimizer)
+        if not known:
+            self.strays.pass_by(optimizer)
         return bool(known)
 
     def see_step(self, optimizer: torch.optim.Optimizer, *, stray: bool) -> None:
@@ -106,7 +122,7 @@ class OptimizerTaps:
         position = self.position(optimizer)
         if position is None:
             return
-        if self.turns < len(self._optimizers):
+        if self.turns < len(self.optimizers):
             self._tape.put(loss_scale_column(self.turns), loss_scale(scaler))
         self.announced[position] += 1
         if not tells_of_steps(optimizer):
@@ -123,16 +139,41 @@ class OptimizerTaps:
         if self._updates is not None and self.gate.mode is Mode.FULL:
             self._updates.see_gradients(optimizer)
 
-    def finish(self, scaler: Scaler | None) -> None:
-        """Ends a step: looks whose gradients were to blame for the turns that were skipped."""
-        if scaler is None:
-            return
-        for position, optimizer in enumerate(self._optimizers):
+    def finish(self, scaler: Scaler | None) -> list[str]:
+        """Ends a step: looks whose gradients were to blame for the turns that were skipped.
+
+        Returns:
+            What was not seen of the step.
+        """
+        unseen = list(self._hand_over())
+        lr = learning_rate(chain(self.optimizers, self.strays))
+        if lr is not None:
+            self._tape.put("lr", lr)
+        for position, optimizer in enumerate(self.optimizers if scaler is not None else ()):
             expected = self.announced[position] if self.turns else 1
             seen = self.turns and self._must_look_early(optimizer)
             unsure = handles_unscaling(optimizer)
             if not seen and (unsure or self.stepped[position] < expected):
                 self._culprits.look(self._tape.line, position, optimizer)
+        return unseen
+
+    def _hand_over(self) -> Iterator[str]:
+        """Gives the places of optimizers that have not stepped to those that did in their stead.
+
+        Looks for such from the step on in which the first did not.
+        """
+        for position, given in enumerate(self.optimizers):
+            if self.stepped[position] or not (self.moved and tells_of_steps(given)):
+                continue
+            self._any = self._any or follow_strays(self)
+            successor = self.strays.successor_of(given)
+            if successor is not None:
+                remove_all(self._handles[position])
+                self._handles[position] = self._hooks_on(successor)
+                self.optimizers[position] = successor
+                self.strays.replace(given, successor)
+                self.stepped[position] += 1
+                yield _HANDED_OVER.format(new=type(successor).__name__, old=type(given).__name__)
 
     def skipped(self, scaler: Scaler | None) -> bool:
         """Whether the host knows that a scaler has left out an optimizer of the step under way.
@@ -143,7 +184,7 @@ class OptimizerTaps:
             return False
         if not self.turns and not any(self.stepped) and not self.strays.stepped:
             return True
-        if any(self._flagged(i) for i in range(len(self._optimizers))):
+        if any(self._flagged(i) for i in range(len(self.optimizers))):
             return True
         return any(map(operator.lt, self.stepped, self.announced))
 
@@ -157,12 +198,12 @@ class OptimizerTaps:
         """Yields what is not seen of the updates of the step under way, one recorded in full."""
         if self._updates is None:
             return
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             if not tells_of_steps(optimizer):
                 yield f"updates and state: {type(optimizer).__name__} tells nobody of its steps"
-        if not self._optimizers and not any(self.strays):
+        if not self.optimizers and not any(self.strays):
             yield "updates, state and gradient norm: no optimizer was given or found by its steps"
-        telling = filter(tells_of_steps, self._optimizers)
+        telling = filter(tells_of_steps, self.optimizers)
         names = ", ".join(dict.fromkeys(type(one).__name__ for one in telling))
         if names and not (self.moved or any(self.strays)) and scaler is None:
             yield f"updates and state: {names} took no step that torch tells of"
@@ -218,7 +259,7 @@ class OptimizerTaps:
 
     def position(self, optimizer: torch.optim.Optimizer) -> int | None:
         """Returns which of the optimizers this is."""
-        for position, known in enumerate(self._optimizers):
+        for position, known in enumerate(self.optimizers):
             if known is optimizer:
                 return position
         return None
@@ -237,7 +278,7 @@ class OptimizerTaps:
         Of a fused optimizer the host never learns that it was skipped, and who steps several may
         clear their gradients before the step ends.
         """
-        return len(self._optimizers) > 1 or handles_unscaling(optimizer)
+        return len(self.optimizers) > 1 or handles_unscaling(optimizer)
 
     def _see_gradients(self, optimizer: torch.optim.Optimizer, scale: Tensor | float = 1.0) -> None:
         """Adds the norm of an optimizer's gradients to the step's, once, on recorded steps.
@@ -248,47 +289,9 @@ class OptimizerTaps:
         """
         if not self.gate.mode or id(optimizer) in self._norms:
             return
-        summands = any(map(is_partial, _gradients(optimizer)))  # of a norm nobody knows
+        summands = any(map(is_partial, gradients_of(optimizer)))  # of a norm nobody knows
         norm = self._norms[id(optimizer)] = None if summands else gradient_norm(optimizer)
         if norm is not None:
             self._tape.add("grad_norm_squared", (norm.double() / scale) ** 2)
         full = self.gate.mode is Mode.FULL
         self._reduced.see(optimizer, full=full, scaled=isinstance(scale, Tensor))
-
-
-def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
-    """Returns the L2 norm of an optimizer's gradients as they stand, or None without any.
-
-    FP32 per parameter, so that FP16 squares do not overflow; a 0-d device tensor. Where several
-    ranks train, of those that this one answers for: the squares of all ranks' norms add up.
-    """
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for gradient in _gradients(optimizer):
-        plain = gradient if type(gradient) is Tensor and gradient.layout is torch.strided else None
-        by_dtype.setdefault(gradient.dtype, []).append(
-            dense(gradient)[0] if plain is None else plain.detach()
-        )
-    norms = [
-        norm
-        for dtype, gradients in by_dtype.items()
-        for norm in torch._foreach_norm(  # noqa: SLF001  # as torch's own clipping does
-            gradients, 2, dtype=torch.promote_types(dtype, torch.float32)
-        )
-    ]
-    if not norms:
-        return None
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
-    return norm
-
-
-def _gradients(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            gradient = parameter.grad
-            if gradient is not None and is_watched_dtype(gradient.dtype) and is_own(parameter):
-                yield gradient
-
-
-def tells_of_steps(optimizer: Any) -> bool:
-    """Whether an optimizer takes hooks on its steps; Lightning takes wrappers without too."""
-    return hasattr(optimizer, "register_step_pre_hook")

@@ -39,6 +39,11 @@ class Follower(Protocol):
         """Is called after a step."""
 
 
+def tells_of_steps(optimizer: Any) -> bool:
+    """Whether an optimizer takes hooks on its steps; Lightning takes wrappers without too."""
+    return hasattr(optimizer, "register_step_pre_hook")
+
+
 def follow_steps(optimizer: Optimizer, follower: Follower) -> list[Removable]:
     """Hooks an optimizer."""
     return [

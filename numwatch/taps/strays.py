@@ -19,17 +19,18 @@ class Strays:
     outer part, and its steps are no others.
 
     Attributes:
-        stepped: Whether one has stepped since that was last set to False.
+        stepped: Whether one has stepped since `reset`.
     """
 
     def __init__(self, given: Sequence[Optimizer], parameters: Parameters) -> None:
         """Takes the optimizers that are known, and the model's parameters."""
-        self._given, self._parameters = given, parameters
+        self._given, self._parameters = list(given), parameters
         self._ids = {id(one) for one in given}  # held, so nobody else gets them
         # By identity: an optimizer of the user's may have no hash.
         self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._found: list[weakref.ref[Optimizer]] = []
         self._holders: dict[int, weakref.ref[Optimizer]] = {}
+        self._passed: dict[int, weakref.ref[Optimizer]] = {}
         self.stepped = False
 
     def __iter__(self) -> Iterator[Optimizer]:
@@ -38,7 +39,7 @@ class Strays:
 
     @property
     def idle(self) -> bool:
-        """Whether there are some, and none has stepped since `stepped` was last set to False."""
+        """Whether there are some, and none has stepped since `reset`."""
         return not self.stepped and any(True for _ in self)
 
     @property
@@ -46,6 +47,11 @@ class Strays:
         """Whether the model has parameters that no given optimizer holds."""
         held = {id(parameter) for one in self._given for parameter in _parameters(one)}
         return not self._parameters.are_within(held)
+
+    def reset(self) -> None:
+        """Starts a step."""
+        self.stepped = False
+        self._passed.clear()
 
     def known(self, optimizer: Optimizer) -> bool | None:
         """Whether an optimizer is one of them; None where nobody has asked `has` yet."""
@@ -66,6 +72,26 @@ class Strays:
                 self._found.append(ref)
                 self._holders.update((id(parameter), ref) for parameter in theirs)
         return known
+
+    def pass_by(self, optimizer: Optimizer) -> None:
+        """Takes note of a step by one that is none of them, nor given."""
+        if id(optimizer) not in self._ids:
+            self._passed[id(optimizer)] = weakref.ref(optimizer)
+
+    def successor_of(self, given: Optimizer) -> Optimizer | None:
+        """Returns who of those passed by since `reset` steps parameters of a given optimizer."""
+        held = {id(parameter) for parameter in _parameters(given)} if self._passed else set()
+        for ref in tuple(self._passed.values()):  # other threads' optimizers step meanwhile
+            one = ref()
+            if one is not None and not held.isdisjoint(map(id, _parameters(one))):
+                return one
+        return None
+
+    def replace(self, given: Optimizer, successor: Optimizer) -> None:
+        """Lets go of a given optimizer for one that has taken its place."""
+        self._given = [successor if one is given else one for one in self._given]
+        self._ids = {id(one) for one in self._given}
+        self._passed.pop(id(successor), None)
 
     def _shares(self, parameters: Sequence[Tensor]) -> bool:
         ids = {id(parameter) for parameter in parameters}

@@ -25,7 +25,13 @@ from numwatch.shadow import LossOf, ShadowStep
 from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler
-from numwatch.taps.wrappers import plain_model, plain_optimizer, precision_of, scaler_behind
+from numwatch.taps.wrappers import (
+    optimizers_in,
+    plain_model,
+    plain_optimizer,
+    precision_of,
+    scaler_behind,
+)
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter  # imports TensorBoard
@@ -194,9 +200,10 @@ def watch(  # noqa: PLR0913  # the options of one call
             FP8 would do to them, on full steps at least so many steps apart; 0 for never.
 
     Raises:
-        NumwatchError: A cadence or a number of samples is not one.
+        NumwatchError: A cadence or a number of samples is not one, or what is given as an
+            optimizer is none.
     """
-    wrapped = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or []
+    wrapped = optimizers_in(optimizer)
     if scaler is None:
         scaler = next((found for one in (*wrapped, model) if (found := scaler_behind(one))), None)
     precision = precision_of(model)

@@ -18,6 +18,7 @@ from numwatch.taps.device import device_of
 from numwatch.taps.gate import Gate, Mode
 from numwatch.taps.hooks import Removable, remove_all
 from numwatch.taps.modules import attach_modules
+from numwatch.taps.norms import has_gradients
 from numwatch.taps.optimizers import OptimizerTaps
 from numwatch.taps.outbox import Outbox, in_order
 from numwatch.taps.parameters import Parameters
@@ -75,7 +76,7 @@ class Watch:
         self._counted_blocks: int | None = None
         self._model = model
         self._carried_seconds = 0.0
-        self._recorded = False
+        self._trained = False
         self._unseen = list(filter(None, [inner_products(self._taps)]))
         self._known: tuple[tuple[SlotInfo, ...], ...] = ()
         self._slots: tuple[SlotInfo, ...] = ()
@@ -99,11 +100,11 @@ class Watch:
 
     @property
     def blind(self) -> bool:
-        """Whether no module's hook has fired yet, though a recorded step has ended.
+        """Whether no module's hook has fired yet, though a recorded step has trained.
 
         A graph that was traced without hooks never calls any.
         """
-        return self._recorded and not self._collector.table.called
+        return self._trained and not self._collector.table.called
 
     def take_unseen(self) -> list[str]:
         """Returns what, as has come to light since the last call, the record does not hold."""
@@ -235,6 +236,7 @@ class Watch:
         taps = self._optimizer_taps
         self._unseen += taps.finish(self._scaler)
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
+        trained = taps.changed or self._tape.value("loss") is not None
         self._tape.next()
         seen = None
         if self.gate.mode is Mode.FULL:
@@ -245,7 +247,7 @@ class Watch:
             rows, blocks = self._collector.send()
             reduced, audit = self._reduced.take(), self._audit.send()
             seen = Seen(rows, updates, comparison, reduced, audit, blocks)
-            self._recorded = True
+            self._trained = self._trained or trained or has_gradients(self._model)
         remove_all(self.gate.step_handles)
         self.gate.switch(Mode.OFF)
         self._outbox.put(

@@ -1,9 +1,9 @@
-"""The norm of an optimizer's gradients."""
+"""The gradients there are, and the norm of an optimizer's."""
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from numwatch.stats import is_watched_dtype
 from numwatch.stats.prepare import dense
@@ -42,3 +42,8 @@ def gradients_of(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
             gradient = parameter.grad
             if gradient is not None and is_watched_dtype(gradient.dtype) and is_own(parameter):
                 yield gradient
+
+
+def has_gradients(model: nn.Module) -> bool:
+    """Whether some parameter of a model has a gradient just now."""
+    return any(parameter.grad is not None for parameter in model.parameters())

@@ -1,10 +1,12 @@
 """What Lightning Fabric, accelerate and DDP wrap around a user's model and optimizers."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from numwatch.errors import NumwatchError
 from numwatch.taps.scaler import Scaler
 
 _OPTIMIZERS = frozenset({"_FabricOptimizer", "AcceleratedOptimizer", "LightningOptimizer"})
@@ -26,6 +28,25 @@ def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
         optimizer = optimizer.optimizer
     own: torch.optim.Optimizer = optimizer
     return own
+
+
+def optimizers_in(given: Any) -> list[Any]:
+    """Returns the optimizers that a user gave, one, several or None; wrappers are optimizers too.
+
+    Raises:
+        NumwatchError: One of them has no `param_groups`.
+    """
+    if given is None:
+        return []
+    several = isinstance(given, Iterable) and not hasattr(given, "param_groups")
+    optimizers = list(given) if several else [given]
+    for one in optimizers:
+        if not hasattr(one, "param_groups"):
+            raise NumwatchError(
+                "optimizer takes an optimizer, a list of them or None; "
+                f"a {type(one).__name__} came, which has no `param_groups`"
+            )
+    return optimizers
 
 
 def scaler_behind(wrapped: Any) -> Scaler | None:

@@ -299,6 +299,17 @@ def test_a_model_traced_before_it_is_watched_is_told_of(tmp_path):
     assert events.count("activations: the model was compiled before") == 1
 
 
+def test_a_step_that_trains_nothing_says_nothing_of_compiling(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with numwatch.watch(model, dir=tmp_path, summary=False, every_n_steps=1) as watch:
+            watch.step()
+            model(torch.randn(3, 4)).sum().backward()
+            watch.step()
+    assert "compiled" not in (tmp_path / "numwatch" / "events.jsonl").read_text()
+
+
 class Called(nn.Module):
     """Sees one module twice, with gradients that are equal."""
 

@@ -8,7 +8,7 @@ EDGES := tests/callbacks tests/diagnose tests/emulate tests/forensics tests/form
 	tests/test_cli_planning.py tests/test_imports.py
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs oldest newest oldest-torch newest-torch clean
+.PHONY: demo test lint docs oldest newest oldest-torch newest-torch deepspeed deepspeed-install clean
 .SECONDARY:
 
 demo: $(READY)
@@ -50,8 +50,22 @@ oldest-torch newest-torch: %-torch: .venv-%/.torch
 	$(@D)/bin/python -m pip install --quiet --constraint constraints-$*.txt --editable '.[edges]'
 	touch $@
 
+# DeepSpeed is built against the torch that is there, and trains on CPUs too.
+deepspeed: .venv-deepspeed/.ready
+	OMP_NUM_THREADS=1 $(<D)/bin/pytest -n auto tests/trainers/test_deepspeed.py
+
+deepspeed-install: .venv-deepspeed/.ready
+
+.venv-deepspeed/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[edges]' \
+		setuptools wheel
+	DS_BUILD_OPS=0 $(@D)/bin/python -m pip install --quiet --no-build-isolation \
+		--constraint constraints.txt 'deepspeed>=0.16,<1'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist site *.egg-info demo-run .mypy_cache \
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-deepspeed build dist site *.egg-info demo-run .mypy_cache \
 		.ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(READY): pyproject.toml constraints.txt

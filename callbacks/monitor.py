@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pytorch_lightning.utilities.rank_zero import (  # type: ignore[attr-defined]
-    rank_zero_warn,
-)
 from torch import Tensor
 
 from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_STEPS
@@ -29,12 +26,6 @@ from .shadow import shadow_step
 
 if TYPE_CHECKING:
     from numwatch.session import Session
-
-_DEEPSPEED = (
-    "numwatch sees no updates, optimizer state, loss scale or skipped steps under DeepSpeed, whose "
-    "engine has an optimizer and a scaler of its own; forward rows and gradients it does see. Use "
-    "DDP or FSDP to have all of them in the record."
-)
 
 
 class NumericsMonitor(Callback):
@@ -122,8 +113,6 @@ class NumericsMonitor(Callback):
         # A logger may have no directory: those of `fast_dev_run`, or one of the user's own.
         chosen = Path(self._dir or log_dir or trainer.default_root_dir).absolute()
         resumed, self._resumed = self._resumed, None
-        if type(trainer.strategy).__name__ == "DeepSpeedStrategy":
-            rank_zero_warn(_DEEPSPEED, category=UserWarning)
         with self._guard():
             from rich.console import Console
 

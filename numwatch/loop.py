@@ -26,9 +26,9 @@ from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler
 from numwatch.taps.wrappers import (
+    optimizer_behind,
     optimizers_in,
     plain_model,
-    plain_optimizer,
     precision_of,
     scaler_behind,
 )
@@ -203,7 +203,7 @@ def watch(  # noqa: PLR0913  # the options of one call
         NumwatchError: A cadence or a number of samples is not one, or what is given as an
             optimizer is none.
     """
-    wrapped = optimizers_in(optimizer)
+    wrapped = optimizers_in(optimizer_behind(model) if optimizer is None else optimizer)
     if scaler is None:
         scaler = next((found for one in (*wrapped, model) if (found := scaler_behind(one))), None)
     precision = precision_of(model)
@@ -229,7 +229,7 @@ def watch(  # noqa: PLR0913  # the options of one call
             directory,
             settings=settings,
             precision=precision or _precision(own_model, scaler),
-            optimizers=[plain_optimizer(one) for one in wrapped],
+            optimizers=wrapped,
             scaler=scaler,
             views=partial(_views, writer),
             console=Console() if summary else None,

@@ -56,9 +56,9 @@ class Notices:
         if self._is_new("unaudited"):
             self._event("audit", step, note=why)
 
-    def unseen(self, step: int, what: str) -> None:
+    def unseen(self, step: int, *unseen: str) -> None:
         """The record does not hold something of this rank."""
-        if self._is_new(what):
+        for what in filter(self._is_new, unseen):
             self._event("unseen", step, note=what)
 
     def apart(self, step: int, what: str) -> None:

@@ -19,10 +19,12 @@ from numwatch.settings import Settings
 from numwatch.shadow import ShadowStep, reason
 from numwatch.snapshot import SlotInfo
 from numwatch.surroundings import device_name, precision_with_rounded, versions
+from numwatch.taps.deepspeed import taps_and_scaler
 from numwatch.taps.flags import accumulation_flags
 from numwatch.taps.gate import Gate
 from numwatch.taps.placement import of_many_ranks
 from numwatch.taps.scaler import Scaler
+from numwatch.taps.wrappers import plain_optimizer
 from numwatch.watch import Watch
 
 HURRY_SECONDS = 2.0
@@ -91,7 +93,8 @@ class Session:
                     flags=accumulation_flags(model),
                 )
             compile_for(model, precision, settings, self._notices.compiling)
-            self._watch.attach(optimizers, scaler)
+            make_taps, scaler = taps_and_scaler(optimizers, scaler)
+            self._watch.attach([*map(plain_optimizer, optimizers)], scaler, make_taps)
             if self._keeping is not None and (settings.origin or settings.capsule_gb):
                 self._failures = Failures(
                     model,
@@ -198,7 +201,7 @@ class Session:
         """Looks at the gradients between unscaling and clipping."""
         if self.watching and self._watch:
             with self._gate.watching():
-                self._watch.before_optimizer_step(optimizer)
+                self._watch.before_optimizer_step(plain_optimizer(optimizer))
                 if self._failures:
                     self._failures.before_optimizer_step(optimizer)
 
@@ -209,8 +212,7 @@ class Session:
                 self._tried = self._critical  # since before this step: its capsule was due
                 step = self._watch.step or 0
                 self._watch.end(epoch=epoch, batch=batch)
-                for what in self._watch.take_unseen():
-                    self._notices.unseen(step, what)
+                self._notices.unseen(step, *self._watch.take_unseen())
                 if self._failures:
                     self._failures.end_step()
                 self._keep()

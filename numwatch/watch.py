@@ -144,10 +144,13 @@ class Watch:
         return self._collector.bytes + self._tape.bytes + updates + self._shadow.bytes
 
     def attach(
-        self, optimizers: Sequence[torch.optim.Optimizer] = (), scaler: Scaler | None = None
+        self,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        scaler: Scaler | None = None,
+        make_taps: Callable[..., OptimizerTaps] = OptimizerTaps,
     ) -> None:
         """Puts the hooks in place, for the whole training."""
-        self._follow(optimizers)
+        self._follow(optimizers, make_taps)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._shadow.scaler = self._scaler
         self._handles += self._optimizer_taps.attach()
@@ -236,7 +239,7 @@ class Watch:
         taps = self._optimizer_taps
         self._unseen += taps.finish(self._scaler)
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
-        trained = taps.changed or self._tape.value("loss") is not None
+        trained = any(taps.stepped) or self._tape.value("loss") is not None
         self._tape.next()
         seen = None
         if self.gate.mode is Mode.FULL:
@@ -284,16 +287,13 @@ class Watch:
             return self._outbox.flush(self._tape, self._culprits)
         return self._outbox.arrived()
 
-    def _follow(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def _follow(
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        make_taps: Callable[..., OptimizerTaps] = OptimizerTaps,
+    ) -> None:
         self._tape = Tape(self._device, len(optimizers))
         self._culprits = Culprits(self._parameters, self._device)
         self._reduced = ReducedGradients(self._parameters)
-        self._optimizer_taps = OptimizerTaps(
-            optimizers,
-            self.gate,
-            self._tape,
-            self._culprits,
-            self._updates,
-            self._reduced,
-            self._parameters,
-        )
+        own = self.gate, self._tape, self._culprits, self._updates, self._reduced, self._parameters
+        self._optimizer_taps = make_taps(optimizers, *own)

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Run by CI itself; `make test` calls `make lint`.
-BY_CI = {f"make {what}" for what in ("demo", "test", "lint", "docs", "oldest", "newest")}
+BY_CI = {
+    f"make {what}" for what in ("demo", "test", "lint", "docs", "oldest", "newest", "deepspeed")
+}
 # `make test` itself does it, tests/distribution too.
 NOT_RUN = {"pip install ."}
 

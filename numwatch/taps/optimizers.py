@@ -149,23 +149,24 @@ class OptimizerTaps:
         lr = learning_rate(chain(self.optimizers, self.strays))
         if lr is not None:
             self._tape.put("lr", lr)
-        for position, optimizer in enumerate(self.optimizers if scaler is not None else ()):
+        if scaler is not None:
+            self._blame()
+        return unseen
+
+    def _blame(self) -> None:
+        for position, optimizer in enumerate(self.optimizers):
             expected = self.announced[position] if self.turns else 1
             seen = self.turns and self._must_look_early(optimizer)
             unsure = handles_unscaling(optimizer)
             if not seen and (unsure or self.stepped[position] < expected):
                 self._culprits.look(self._tape.line, position, optimizer)
-        return unseen
 
     def _hand_over(self) -> Iterator[str]:
-        """Gives the places of optimizers that have not stepped to those that did in their stead.
-
-        Looks for such from the step on in which the first did not.
-        """
+        """Gives the places of optimizers that no longer step to those that do in their stead."""
         for position, given in enumerate(self.optimizers):
             if self.stepped[position] or not (self.moved and tells_of_steps(given)):
                 continue
-            self._any = self._any or follow_strays(self)
+            self._any = self._any or follow_strays(self)  # from the first such step on
             successor = self.strays.successor_of(given)
             if successor is not None:
                 remove_all(self._handles[position])

@@ -1,4 +1,4 @@
-"""What Lightning Fabric, accelerate and DDP wrap around a user's model and optimizers."""
+"""What Fabric, accelerate, DDP and DeepSpeed wrap around a user's model and optimizers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,9 +9,10 @@ from torch import nn
 from numwatch.errors import NumwatchError
 from numwatch.taps.scaler import Scaler
 
+_ENGINE, _ENGINE_OPTIMIZER = "DeepSpeedEngine", "DeepSpeedOptimizer"
 _OPTIMIZERS = frozenset({"_FabricOptimizer", "AcceleratedOptimizer", "LightningOptimizer"})
 _FABRIC_MODULE = "_FabricModule"
-_MODULES = frozenset({_FABRIC_MODULE, "DistributedDataParallel"})
+_MODULES = frozenset({_FABRIC_MODULE, "DistributedDataParallel", _ENGINE})
 
 
 def plain_model(model: Any) -> nn.Module:
@@ -24,10 +25,22 @@ def plain_model(model: Any) -> nn.Module:
 
 def plain_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     """Returns the optimizer that is really stepped: it is what hooks and scalers are given."""
-    while _is_a(optimizer, _OPTIMIZERS):
+    while _is_a(optimizer, {*_OPTIMIZERS, _ENGINE_OPTIMIZER}):
         optimizer = optimizer.optimizer
     own: torch.optim.Optimizer = optimizer
     return own
+
+
+def engine_optimizer_behind(optimizer: Any) -> Any | None:
+    """Returns the optimizer of a DeepSpeed engine that a wrapper leads to, or that is one."""
+    while _is_a(optimizer, _OPTIMIZERS):
+        optimizer = optimizer.optimizer
+    return optimizer if _is_a(optimizer, {_ENGINE_OPTIMIZER}) else None
+
+
+def optimizer_behind(model: Any) -> Any | None:
+    """Returns the optimizer of a model that has one, as a DeepSpeed engine does."""
+    return model.optimizer if _is_a(model, {_ENGINE}) else None
 
 
 def optimizers_in(given: Any) -> list[Any]:
@@ -55,7 +68,7 @@ def scaler_behind(wrapped: Any) -> Scaler | None:
         found = wrapped.scaler
     else:
         found = getattr(_fabric_precision(wrapped), "scaler", None)
-    return found if isinstance(found, Scaler) else None
+    return found if isinstance(found, torch.amp.GradScaler) else None
 
 
 def precision_of(wrapped: Any) -> str | None:

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from versions import needs_fsdp2
 
 import numwatch
 
@@ -94,7 +95,7 @@ def test_a_model_converted_by_swaps_trains_as_it_would_alone(every, tmp_path):
     assert steps_of(run, "0:grad_weight") == [s for s in recorded if s != MOVED + 1]
 
 
-@pytest.mark.parametrize("shards", [sharded, parallel])
+@pytest.mark.parametrize("shards", [pytest.param(sharded, marks=needs_fsdp2), parallel])
 def test_dtensors_which_are_always_swapped_can_be_moved(shards, mesh, tmp_path):
     prepare = shards(mesh)
     expected = trained(nn.Module.cpu, prepare=prepare)

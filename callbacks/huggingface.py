@@ -21,7 +21,7 @@ from numwatch.schedule import AMAX_EVERY_N_STEPS, BLOCK_EVERY_N_STEPS, EVERY_N_S
 from numwatch.session import Session
 from numwatch.settings import CAPSULE_GB, Settings
 from numwatch.taps.sampling import SAMPLES
-from numwatch.taps.wrappers import plain_optimizer, scaler_behind
+from numwatch.taps.wrappers import scaler_behind
 
 from ._forwards import Forwards
 
@@ -138,7 +138,7 @@ class NumericsCallback(TrainerCallback):  # type: ignore[misc]  # untyped where 
             self.directory,
             settings=self._settings,
             precision=precision,
-            optimizers=[] if optimizer is None else [plain_optimizer(optimizer)],
+            optimizers=[] if optimizer is None else [optimizer],
             scaler=scaler,
             console=Console() if self._summary else None,
             announced=False,

@@ -1,6 +1,6 @@
 """Trains under DeepSpeed on the CPU, bare and watched, and prints what the engine said as JSON.
 
-    python deepspeed_runs.py DIRECTORY loop|lightning STAGE PRECISION MICRO_BATCHES
+    python deepspeed_runs.py DIRECTORY loop|lightning|huggingface STAGE PRECISION MICRO_BATCHES
 
 Each rank is a process with the variables that `torchrun` sets.
 """
@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass
 import deepspeed
 import pytorch_lightning as pl
 import torch
+import transformers
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.strategies import deepspeed as strategies
 from torch import nn
 
 import numwatch
 from numwatch.callbacks import NumericsMonitor
+from numwatch.callbacks.huggingface import NumericsCallback
 
 STEPS, BROKEN = 8, 4
 """How many steps there are, and the one whose loss is inf."""
@@ -136,6 +138,66 @@ def lightning(directory, stage, precision, micro_batches):
     return module.told, weights_of(trainer.model)
 
 
+class Scored(nn.Module):
+    """A model as transformers has them: its forward returns the loss."""
+
+    def __init__(self, micro_batches):
+        super().__init__()
+        self.net, self.micro_batches, self.seen = net(), micro_batches, 0
+
+    def forward(self, x):
+        loss = self.net(x.to(self.net[0].weight.dtype)).float().square().mean()
+        broken = self.seen // self.micro_batches == BROKEN
+        self.seen += 1
+        return {"loss": loss * float("inf") if broken else loss}
+
+
+class Listener(transformers.TrainerCallback):
+    def __init__(self):
+        self.trainer, self.told = None, []
+
+    def on_step_end(self, *_args, **_kwargs):
+        self.told.append(told_by(self.trainer.model_wrapped))
+
+
+def huggingface(directory, stage, precision, micro_batches):
+    """Does the same in the Trainer of transformers."""
+    config = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        precision: {"enabled": True} | (SCALE if precision == "fp16" else {}),
+    }
+    arguments = transformers.TrainingArguments(
+        output_dir=directory or "none",
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=micro_batches,
+        max_steps=STEPS,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        use_cpu=True,
+        deepspeed=config,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **{precision: True},
+    )
+    listener = Listener()
+    monitor = NumericsCallback(dir=directory, every_n_steps=1, summary=False, strict=True)
+    trainer = transformers.Trainer(
+        Scored(micro_batches),
+        arguments,
+        train_dataset=[{"x": x} for x in torch.cat(batches(micro_batches))],
+        callbacks=[listener, *([monitor] if directory else [])],
+    )
+    listener.trainer = trainer
+    trainer.train()
+    return listener.told, weights_of(trainer.model_wrapped)
+
+
 def weights_of(engine):
     """The weights, whole: ZeRO-3 has parts of them."""
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
@@ -147,7 +209,7 @@ def main():
     type(deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda _: True
     strategies.CUDAAccelerator = CPUAccelerator
     strategies._validate_device_index_selection = lambda *_: None
-    run = {"loop": loop, "lightning": lightning}[how]
+    run = {"loop": loop, "lightning": lightning, "huggingface": huggingface}[how]
     arguments = int(stage), precision, int(micro_batches)
     _, bare = run(None, *arguments)
     told, watched = run(directory, *arguments)

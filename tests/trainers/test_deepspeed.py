@@ -40,7 +40,7 @@ def ranks_of(arguments, ranks):
         )
         for rank in map(str, range(ranks))
     ]
-    ended = [process.communicate(timeout=300) for process in started]
+    ended = [process.communicate(timeout=600) for process in started]
     for process, (_, errors) in zip(started, ended, strict=True):
         assert process.returncode == 0, errors
     return json.loads(ended[0][0].splitlines()[-1])
@@ -56,6 +56,7 @@ def ranks_of(arguments, ranks):
         ("loop", 3, 1, 1),
         ("lightning", 2, 1, 1),
         ("lightning", 1, 2, 1),
+        ("huggingface", 2, 2, 1),
     ],
 )
 def test_scale_skips_and_norm_are_the_engines(
@@ -75,7 +76,7 @@ def test_scale_skips_and_norm_are_the_engines(
     norms = [step["norm"] for step in told]
     assert [line["grad_norm"] for line in steps] == pytest.approx(norms, rel=1e-6)
 
-    rows = run.tensors(slot="net.3:grad_output" if how == "lightning" else "3:grad_output")
+    rows = run.tensors(slot="3:grad_output" if how == "loop" else "net.3:grad_output")
     assert rows["step"].to_pylist() == list(range(len(steps)))
     assert rows["loss_scale"].to_pylist() == [line["loss_scale_before"] for line in steps]
     assert rows["numel"].to_pylist() == [8 * 80 * micro_batches * ranks] * len(steps)

@@ -70,7 +70,7 @@ class EngineTaps(OptimizerTaps):
         norm = getattr(self._engine_optimizer, "_global_grad_norm", None)
         if isinstance(norm, Tensor | float) and not (of_many_ranks() and dist.get_rank()):
             norm = norm.double() if isinstance(norm, Tensor) else norm
-            self._tape.put("grad_norm_squared", norm**2)
+            self._tape.put("grad_norm_squared", norm * norm)  # a float has no overflow so
         overflow = not any(self.stepped) and bool(
             getattr(self._engine_optimizer, "overflow", False)
         )

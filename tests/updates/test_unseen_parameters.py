@@ -1,4 +1,4 @@
-"""Parameters whose updates can not be measured for what their elements are: the report names them."""
+"""Parameters that can not be measured for what their elements are: the report names them."""
 
 import math
 
@@ -14,8 +14,8 @@ class Mixed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table = nn.Embedding(8, 4, sparse=True)
         self.phases = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+        self.table = nn.Embedding(8, 4, sparse=True)
         self.mixer = nn.Linear(3, 3, dtype=torch.complex64)
         self.head = nn.Linear(4, 1)
 

@@ -9,7 +9,7 @@ from numwatch.diagnose.chain import chain
 from numwatch.diagnose.evidence import Evidence
 from numwatch.diagnose.finding import SEVERITIES, Finding
 from numwatch.diagnose.rules import RULES, Rule
-from numwatch.diagnose.rules.ended import exception_of
+from numwatch.diagnose.rules.ended import after, exception_of
 from numwatch.record import Run, open_run
 
 
@@ -74,7 +74,7 @@ def _without_steps(evidence: Evidence) -> Finding:
         evidence=(),
         cause=f"the record holds no step that can be read, so nothing can be said about the run"
         f"{ended}",
-        cure="`numwatch reproduce` runs that step again"
+        cure=after(evidence, died)
         if died
         else "diagnose it again when it has taken some steps, or look for damage with "
         "`numwatch report`",

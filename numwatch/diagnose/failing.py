@@ -162,10 +162,28 @@ def _from_rows(evidence: Evidence) -> dict[int, Failure]:
                 break
             failure = seen[phase].get(step)
             if failure is not None and not _weights_moved(failure, weighted):
-                data = failure.slot == first_input
-                found[step] = replace(failure, phase="data") if data else failure
+                if failure.slot == first_input:
+                    made = _made_later(evidence, step)
+                    failure = made or replace(failure, phase="data")
+                found[step] = failure
                 break
     return found
+
+
+def _made_later(evidence: Evidence, step: int) -> Failure | None:
+    """Returns the first output that is infinite of a finite input.
+
+    The module that takes the batch may be called again, with what another one has made of it.
+    """
+    for slot, _, series in evidence.by_role("output"):
+        taken = evidence.series(f"{path_of(slot)}:input")
+        at, before = np.flatnonzero(series.step == step), np.flatnonzero(taken.step == step)
+        if not len(at) or not len(before) or taken.nonfinite[before[0]] > 0:
+            continue
+        if series.posinfs[at[0]] + series.neginfs[at[0]] > 0:
+            count = int(series.nonfinite[at[0]])
+            return Failure(step, "forward", "inf", slot, evidence.order(slot), count=count)
+    return None
 
 
 def _first_slots(evidence: Evidence, phase: str, failing: Ints) -> dict[int, Failure]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from numwatch.diagnose.evidence import Evidence
 from numwatch.diagnose.failing import Failure, failures
-from numwatch.diagnose.thresholds import OVERFLOW_MARGIN
+from numwatch.diagnose.thresholds import CONFIRMATIONS, OVERFLOW_MARGIN
 from numwatch.formats import get_format
 from numwatch.recipes import CollapseAlarm
 from numwatch.recipes.collapse import RECOVERED
@@ -75,8 +75,11 @@ def _descent(evidence: Evidence, at: int) -> Descent:
         last += 1
     begin, end = int(steps.step[first]), int(steps.step[last])
     inside = [each for each in evidence.once(failures) if begin <= each.step <= end]
-    peak = _peak(evidence, begin, end)
-    failure, by_overflow = _kind(evidence, inside, first, at, peak)
+    peak, last_peak = _peaks(evidence, begin, end)
+    taken = last - first - int(np.flatnonzero(steps.skipped[first : last + 1])[-1])
+    failure, by_overflow = _kind(
+        evidence, inside, first, at, last_peak, healed=taken >= CONFIRMATIONS
+    )
     return Descent(
         first=begin,
         alarm=int(steps.step[at]),
@@ -92,9 +95,25 @@ def _descent(evidence: Evidence, at: int) -> Descent:
 
 
 def _kind(
-    evidence: Evidence, inside: list[Failure], first: int, at: int, peak: float
+    evidence: Evidence,
+    inside: list[Failure],
+    first: int,
+    at: int,
+    peak: float,
+    *,
+    healed: bool,
 ) -> tuple[Failure | None, bool]:
-    """Returns what failed first, and whether it was an overflow of gradients alone."""
+    """Returns what failed first, and whether it was an overflow of gradients alone.
+
+    Args:
+        evidence: What the run is known by.
+        inside: The failures of the descent, by rising step.
+        first: Index of its first skipped step.
+        at: Index of the step at which it was clear.
+        peak: Largest finite scaled gradient in the last rows that have one: beside a value that no
+            scale heals it has fallen with the scale.
+        healed: Whether steps were taken at the scale it ends at.
+    """
     before_backward = next((each for each in inside if each.phase != "backward"), None)
     if before_backward is not None:
         return before_backward, False
@@ -102,6 +121,8 @@ def _kind(
     shown = named or next((each for each in inside if each.value), inside[0] if inside else None)
     if named is not None and (named.at_a_pole or named.value == "inf"):
         return named, named.overflow
+    if healed and shown is not None and shown.value == "inf":
+        return shown, True
     close = FP16_MAX / OVERFLOW_MARGIN
     if peak == 0:  # rows, and in none of them anything finite
         return shown, shown is not None and shown.value == "inf"
@@ -111,15 +132,21 @@ def _kind(
     return shown, peak >= close
 
 
-def _peak(evidence: Evidence, first: int, last: int) -> float:
-    """Returns the largest finite scaled gradient in the rows of steps that were not finite."""
-    peak, rows = 0.0, 0
+def _peaks(evidence: Evidence, first: int, last: int) -> tuple[float, float]:
+    """Returns the largest finite scaled gradient in the rows of steps that were not finite.
+
+    First of all these steps, then of the last one with any; 0.0 where none is finite, NaN without
+    rows.
+    """
+    peaks: dict[int, float] = {}
     for _, _, series in evidence.by_role(*GRADIENT_ROLES):
         here = series.where((series.step >= first) & (series.step <= last) & (series.nonfinite > 0))
-        rows += len(here)
-        if len(here):
-            peak = max(peak, float(here.amax.max()))
-    return peak if rows else math.nan
+        for step, amax in zip(here.step.tolist(), here.amax.tolist(), strict=True):
+            peaks[step] = max(peaks.get(step, 0.0), amax)
+    if not peaks:
+        return math.nan, math.nan
+    last_finite = max((step for step, peak in peaks.items() if peak > 0), default=max(peaks))
+    return max(peaks.values()), peaks[last_finite]
 
 
 def _unscaled_amax(evidence: Evidence, before: int) -> float | None:

@@ -44,6 +44,8 @@ def _window(found: ScaleWindow) -> Text:
         text.append(f" ({bounded_text(line.flushed)} flushed at 2^{line.exponent})")
     steps = found.below + found.inside + found.above
     text.append(f" · {found.inside} of {several(steps, 'step')} ran inside")
+    if found.skipped_inside:
+        text.append(f", of these {found.skipped_inside} skipped", style="yellow")
     beside = [(found.below, "below"), (found.above, "above")]
     for count, where in beside:
         text.append(f", {count} {where}" if count else "", style="yellow")

@@ -145,7 +145,9 @@ def summarize(run: Run, *, epoch: int | None = None, worst: int = 12) -> Summary
         skips=skips_of(run, steps),
         collapse=collapse_of(events, steps),
         window=scale_window(
-            gradient_groups(totals, run.slots), steps["loss_scale_before"].to_pylist()
+            gradient_groups(totals, run.slots),
+            steps["loss_scale_before"].to_pylist(),
+            steps["skipped"].to_pylist(),
         ),
         updates=updates,
         states=states,

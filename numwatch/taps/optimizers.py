@@ -208,6 +208,7 @@ class OptimizerTaps:
         names = ", ".join(dict.fromkeys(type(one).__name__ for one in telling))
         if names and not (self.moved or any(self.strays)) and scaler is None:
             yield f"updates and state: {names} took no step that torch tells of"
+        yield from self._updates.unreadable(self.optimizers)
         lost, unsure = self._updates.given.lost, self._updates.unsure
         if unsure is not None:
             yield f"updates and state: which steps {unsure} skipped; it was not given to numwatch"

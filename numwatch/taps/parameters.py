@@ -98,6 +98,15 @@ class Parameters:
                 if known.measured:
                     yield Updated(known, parameter, group)
 
+    def unreadable(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[bool, str]]:
+        """Yields trained parameters of complex numbers (True) or with a sparse gradient (False)."""
+        for parameter, _, at in _parameters_of(optimizer):
+            sparse = parameter.grad is not None and parameter.grad.layout is not torch.strided
+            if parameter.requires_grad and (sparse or parameter.is_complex()):
+                name = self._know(parameter, optimizer, at).name
+                if is_update_wanted(name, *self._globs):
+                    yield parameter.is_complex(), name
+
     def own_any(self, tensors: Sequence[Tensor]) -> bool:
         """Whether some of these tensors are parameters of the model."""
         if any(map(self._is_known, tensors)):

@@ -1,6 +1,6 @@
 """Around an optimizer's step: what it did to the weights, and what its state then holds."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class UpdateTaps:
         self._parts: list[SentUpdates] = []
         self._known: dict[str, SlotInfo] = {}
         self._slots: tuple[SlotInfo, ...] = ()
+        self._told = False
         self.bytes = 0
         self.unsure: str | None = None
 
@@ -103,6 +104,22 @@ class UpdateTaps:
         held = sum(t.nbytes for weights in remembered for t in weights.tensors())
         self.bytes = max(self.bytes, held + given.bytes + largest + rows.bytes)
         given.forget()
+
+    def unreadable(self, optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[str]:
+        """Yields, once, which trained parameters are not measured for what their elements are."""
+        if self._told:
+            return
+        found: dict[bool, list[str]] = {}
+        for optimizer in optimizers:
+            for is_complex, name in self._parameters.unreadable(optimizer):
+                found.setdefault(is_complex, []).append(name)
+        self._told = bool(found)
+        for is_complex, names in found.items():
+            which = f"{names[0]} and {len(names) - 1} more have" if names[1:] else f"{names[0]} has"
+            if is_complex:
+                yield f"complex numbers: {which} no rows, updates or part in the gradient norm"
+            else:
+                yield f"sparse gradients: {which} no updates or part in the gradient norm"
 
     def take(self) -> list[SentUpdates]:
         """Returns what was measured in the step, on its way to the host."""

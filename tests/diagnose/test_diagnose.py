@@ -91,6 +91,16 @@ def test_no_steps_at_all(tmp_path):
     assert "no step" in only.cause
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_that_died_in_its_first_step_is_reproduced_from_a_capsule_alone(tmp_path, kept):
+    events = [("exception", 0, {"text": "RuntimeError: no"})]
+    events += [("capsule", 0, {"reason": "exception"})] if kept else []
+    (only,) = numwatch.diagnose(make_run(tmp_path, [], [], events=events))
+    assert only.rule == "no-steps"
+    assert "RuntimeError: no ended the run in its first" in only.cause
+    assert ("numwatch reproduce" in only.cure) is kept
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_run_that_died_early_is_told_of_its_nan(tmp_path, n):
     roots = numwatch.diagnose(make_run(tmp_path, INFOS, spoilt(math.nan, n)))

@@ -76,6 +76,13 @@ def test_a_run_that_diverges_from_the_start(tmp_path):
     assert (finding.severity, finding.step) == ("critical", 2)
 
 
+def test_a_run_thrown_about_by_its_first_update_has_diverged(tmp_path):
+    """From 0.7 to 1e13 in one step, and down to a million at the end."""
+    losses = np.concatenate([[0.7], np.geomspace(1e13, 1e6, 49)])
+    (finding,) = found(loss_spike, evidence(tmp_path, course(losses.tolist())))
+    assert (finding.severity, finding.step) == ("critical", 1)
+
+
 def test_a_large_first_loss_and_a_rough_start_are_healthy(tmp_path):
     losses = falling()
     losses[0] = 100.0

@@ -7,6 +7,7 @@ import torch
 from diagnosis_builders import Step, found, layers, make_run, slot, spread
 
 from numwatch.diagnose.rules.loss_scale import RULES, persistent_skips
+from numwatch.diagnose.rules.nonfinite import RULES as NONFINITE
 from numwatch.recipes import next_loss_scale
 
 INFOS = layers(2)
@@ -150,3 +151,31 @@ def test_it_is_about_fp16_alone(tmp_path):
     infos = [slot("net.0", "grad_output", 0, "bfloat16", "bf16")]
     steps = [Step(tensors={infos[0].slot: spread(1e-9)}) for _ in range(6)]
     assert found(make_run(tmp_path, infos, steps, precision="bf16-mixed"), *RULES) == {}
+
+
+def test_an_infinity_that_outlives_the_scale_is_no_overflow(tmp_path):
+    """log(0) in the loss: the gradients beside it fall with the scale, and the infinity stays."""
+    steps = descent(2.0**-2, steps=32, nan=True)
+    for number, step in enumerate(steps[4:]):
+        for values in step.tensors.values():
+            values[1] = math.inf
+            if number > 20:
+                values[:] = math.nan
+    (only,) = found(make_run(tmp_path, INFOS, steps), *RULES).values()
+    assert only.rule == "loss-scale-collapse-nan"
+
+
+def test_a_lower_scale_that_heals_the_steps_had_overflowed(tmp_path):
+    """A GAN's step: of a module called twice all gradients of one call are infinite, none large."""
+    scale, steps = 2.0**16, []
+    for _ in range(40):
+        skipped = scale > 2.0**-8
+        values = spread(scale * 2.0**-10, dtype=torch.float64).to(torch.float16)
+        if skipped:
+            values[0] = math.inf
+        tensors = {info.slot: values for info in GRADIENTS}
+        steps.append(Step({**scalars(scale, skipped=skipped), "loss": None}, tensors))
+        scale = scale / 2 if skipped else scale
+    (only,) = found(make_run(tmp_path, INFOS, steps), *RULES, *NONFINITE).values()
+    assert (only.rule, only.severity) == ("loss-scale-collapse-overflow", "critical")
+    assert "from 65536 to 2^-8" in only.cause

@@ -60,6 +60,14 @@ def test_rows_tell_the_phase(tmp_path, first, rule):
     assert only.order == NAMES.index(first)
 
 
+def test_what_a_later_module_hands_to_the_first_is_no_data(tmp_path):
+    """A GAN: the discriminator takes the batch, then what the generator has made overflow."""
+    spoilt = ["net.0:input", "net.0:output", "net.2:output"]
+    run = make_run(tmp_path, INFOS, rows_from("net.0:input", math.inf, spoilt=spoilt))
+    only = first_of(found(run, *RULES))
+    assert (only.rule, only.slot, only.step) == ("forward-overflow", "net.2:output", AT)
+
+
 def test_rows_of_a_finite_forward_leave_the_loss(tmp_path):
     run = make_run(tmp_path, INFOS, rows_from("net.2:grad_output"))
     only = found(run, *RULES)["nan-in-loss"]
@@ -160,6 +168,22 @@ def test_the_rule_of_an_origin(tmp_path, phase, operation, value, inputs, rule):
     assert (only.rule, only.step, only.severity) == (rule, AT, "critical")
 
 
+@pytest.mark.parametrize(
+    ("phase", "operation", "inputs", "cure"),
+    [
+        ("loss", "aten.std.correction", [taken(-3.0, -3.0)], "correction=0"),
+        ("forward", "aten.nll_loss_forward.default", [taken(-3.0, 0.0)], "ignore_index"),
+        ("loss", "aten.mul.Tensor", [taken(0.0, 1.0)], "what this operation takes"),
+        ("backward", "aten.div.Tensor", [taken(1, 1), taken(1e-42, 1)], "torch.log(x + eps)"),
+    ],
+)
+def test_the_cure_of_an_operation(tmp_path, phase, operation, inputs, cure):
+    event = origin(phase=phase, operation=operation, value="nan", inputs=inputs)
+    steps = [Step({"loss": math.nan if n >= AT else 1.0}) for n in range(8)]
+    (only,) = found(make_run(tmp_path, INFOS, steps, events=[event]), *RULES).values()
+    assert cure in only.cure
+
+
 @pytest.mark.parametrize("phase", ["none", "unknown"])
 def test_an_origin_that_was_not_found_leaves_it_to_the_rows(tmp_path, phase):
     run = make_run(
@@ -181,6 +205,7 @@ def test_scalars_alone_say_what_they_know(tmp_path):
     (only,) = found(make_run(tmp_path / "a", [], steps), *RULES).values()
     assert only.rule == "nan-in-loss"
     assert "not recorded" in only.cause
+    assert only.cure.startswith("`NumericsMonitor(amax_every_n_steps=1)`")
     steps = [Step({"grad_norm": math.inf if n >= AT else 1.0}) for n in range(8)]
     (only,) = found(make_run(tmp_path / "b", [], steps), *RULES).values()
     assert (only.rule, only.step) == ("nan-in-backward", AT)

@@ -50,6 +50,22 @@ def test_the_rank_that_an_inf_came_up_on_is_named(tmp_path):
     assert finding.cause.endswith(", on rank 5 alone")
 
 
+def test_a_replica_that_one_rank_counted_is_not_on_that_rank_alone(tmp_path):
+    """All ranks hold the weight under DDP, and the first has its row."""
+    infos = layers(1, "float32", "fp32")
+    by_name = {info.slot: info for info in infos}
+    bad = torch.full((8,), torch.nan)
+    steps = []
+    for number in range(4):
+        tensors = {"net.0:weight": bad if number == 2 else torch.ones(8)}
+        ranks = (RankRow("net.0:weight", 0, *((1, 0) if number == 2 else (0, None))),)
+        scalars = {"loss": float("nan" if number == 2 else 1)}
+        steps.append(replace(snapshot(number, Step(scalars, tensors), by_name), ranks=ranks))
+    (finding,) = diagnose(record(tmp_path, steps, infos))
+    assert finding.rule == "nan-in-parameter"
+    assert "rank" not in finding.cause
+
+
 def reduced_run(directory, before, after, steps=4):
     infos = [
         SlotInfo("net:grad_weight", "net", "grad_weight", "Linear", (64,), "float16", "fp16", 0),

@@ -88,6 +88,24 @@ def test_steps_outside_are_counted_apart(tmp_path):
     assert line_of(summary).endswith("· 2 of 5 steps ran inside, 1 below, 2 above")
 
 
+def test_steps_that_were_skipped_inside_are_said_to_be(tmp_path):
+    """What overflowed in them has no rows: gradients of biases have none."""
+    info = slot("fc", "grad_weight", dtype="float16", fmt="fp16")
+    entry = rows([(info, tensor_stats(torch.tensor([1.0, 2.0]).half()), None)], 2.0**13)
+    steps = [
+        Snapshot(
+            i,
+            StepScalars(loss_scale_before=2.0**13, loss_scale_after=2.0**13, skipped=i == 1),
+            entry,
+        )
+        for i in range(3)
+    ]
+    record(tmp_path, steps, [info])
+    summary = summarize(open_run(tmp_path))
+    assert line_of(summary).endswith("· 3 of 3 steps ran inside, of these 1 skipped")
+    assert summary.as_dict()["window"]["skipped_inside"] == 1
+
+
 def test_without_gradients_there_is_no_window(tmp_path):
     record(tmp_path, [Snapshot(0, StepScalars())])
     assert summarize(open_run(tmp_path)).window is None

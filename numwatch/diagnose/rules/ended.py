@@ -9,9 +9,7 @@ from numwatch.diagnose.finding import Finding
 
 def ended_by_exception(evidence: Evidence) -> Iterator[Finding]:
     """An exception ended the run; what the numbers had to do with it the other rules tell."""
-    kept = [each for each in evidence.events_of("capsule") if "note" not in each]
     for event in evidence.events_of("exception")[-1:]:
-        again = any(each["step"] == event["step"] for each in kept)
         yield Finding(
             rule="ended-by-exception",
             severity="info",
@@ -19,11 +17,17 @@ def ended_by_exception(evidence: Evidence) -> Iterator[Finding]:
             slot=None,
             evidence=(),
             cause=f"{exception_of(event)} ended the run at step {event['step']}",
-            cure="`numwatch reproduce RUN --script my_model.py:make_model` runs that step again"
-            if again
-            else "its traceback names the line",
+            cure=after(evidence, event),
             source="the run itself",
         )
+
+
+def after(evidence: Evidence, exception: Mapping[str, Any]) -> str:
+    """Returns what to do about an exception: its step can be run again where a capsule holds it."""
+    kept = [each for each in evidence.events_of("capsule") if "note" not in each]
+    if any(each["step"] == exception["step"] for each in kept):
+        return "`numwatch reproduce RUN --script my_model.py:make_model` runs that step again"
+    return "its traceback names the line"
 
 
 def exception_of(event: Mapping[str, Any]) -> str:

@@ -142,7 +142,9 @@ def _loss_finding(evidence: Evidence, spike: Spike, found: list[Spike]) -> Findi
 
 
 def _outcome(evidence: Evidence, spike: Spike) -> _Outcome:
-    first, last = first_level(evidence.steps.loss), level(evidence.steps.loss)
+    losses = evidence.steps.loss[np.isfinite(evidence.steps.loss)]
+    # The first update may be what threw the weights about.
+    first, last = min(first_level(losses), float(losses[0])), level(losses)
     if spike.lasting and last > spike.usual and last - first > abs(first):
         return _Outcome("critical", "and ended far above where it began")
     if spike.lasting:

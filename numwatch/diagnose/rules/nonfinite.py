@@ -30,6 +30,14 @@ _CURES = {
     **dict.fromkeys(
         ("sqrt", "pow"), "add an eps below the root, `torch.sqrt(x + eps)`, or clamp it from below"
     ),
+    **dict.fromkeys(
+        ("std", "var", "std_mean", "var_mean"),
+        "the deviation of a single element is 0/0: `correction=0`, or leave such batches out",
+    ),
+    **dict.fromkeys(
+        ("nll_loss_forward", "nll_loss2d_forward"),
+        "leave out batches in which every target is `ignore_index`: the mean over none is 0/0",
+    ),
     "exp": "subtract the maximum before `exp`, or use `torch.softmax`/`torch.logsumexp`, which do",
 }
 
@@ -112,10 +120,23 @@ def nan_in_loss(evidence: Evidence) -> Iterator[Finding]:
         cause,
         cure_of(
             first,
-            "use a loss that takes logits, in FP32: `F.cross_entropy(logits.float(), "
-            "targets)` or `F.binary_cross_entropy_with_logits`; "
-            "`NumericsMonitor(amax_every_n_steps=1)` sees more",
+            _cure_of_loss(first),
         ),
+    )
+
+
+def _cure_of_loss(first: Failure) -> str:
+    if first.operation:
+        return (
+            "look at what this operation takes: nothing or a single element, a sum of 0, "
+            "numbers that are negative or very large"
+        )
+    closer = "`NumericsMonitor(amax_every_n_steps=1)`"
+    if first.note:
+        return f"{closer} sees in the next run whether the forward or the loss makes it"
+    return (
+        "use a loss that takes logits, in FP32: `F.cross_entropy(logits.float(), targets)` or "
+        f"`F.binary_cross_entropy_with_logits`; {closer} sees more"
     )
 
 
@@ -137,8 +158,9 @@ def nan_in_backward(evidence: Evidence) -> Iterator[Finding]:
         f"{told(first)} in backward, while forward and loss are finite"
         if first.operation
         else f"{what}, while {rest}",
-        "add an eps where the function is steep, `torch.sqrt(x + eps)`, `x / (y + eps)`"
-        if first.at_a_pole
+        "add an eps where the function is steep, `torch.sqrt(x + eps)`, `torch.log(x + eps)`, "
+        "`x / (y + eps)`"
+        if first.at_a_pole or first.name == "div"  # as the slopes of sqrt and log are computed
         else cure_of(
             first,
             "look for the slope of a function at its edge (sqrt or norm at 0, a power "
@@ -215,7 +237,8 @@ def _finding(evidence: Evidence, rule: str, found: list[Failure], cause: str, cu
 def _where(evidence: Evidence, first: Failure) -> str:
     """Tells of several ranks the one that a value came up on."""
     rank, count = evidence.nonfinite_ranks.get((first.step, first.slot or ""), (None, 0))
-    if rank is None:
+    # Replicas are in the rows of the first rank alone.
+    if rank is None or (first.phase == "parameter" and (rank, count) == (0, 1)):
         return ""
     return f", on rank {rank}" + (f" and {count - 1} more" if count > 1 else " alone")
 

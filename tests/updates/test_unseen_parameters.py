@@ -1,0 +1,60 @@
+"""Parameters that can not be measured for what their elements are: the report names them."""
+
+import math
+
+import torch
+from torch import nn
+from update_runs import run_of, unseen
+
+import numwatch
+
+
+class Mixed(nn.Module):
+    """A sparse embedding, mixing in the frequency domain, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.phases = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+        self.table = nn.Embedding(8, 4, sparse=True)
+        self.mixer = nn.Linear(3, 3, dtype=torch.complex64)
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        x = self.table(x.argmax(1) % 8)
+        return self.head(torch.fft.irfft(self.mixer(torch.fft.rfft(x) * self.phases), n=4))
+
+
+def test_sparse_and_complex_parameters_are_named(tmp_path):
+    model = Mixed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(model, x):
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    run = run_of(tmp_path, model, optimizer, step)
+    assert sorted(unseen(run)) == [
+        "complex numbers: phases and 2 more have no rows, updates or part in the gradient norm",
+        "sparse gradients: table.weight has no updates or part in the gradient norm",
+    ]
+    assert set(run.updates()["slot"].to_pylist()) == {"head.weight:update", "head.bias:update"}
+    assert run.precision == "float32 weights"
+
+
+def test_what_was_excluded_is_not_missed(tmp_path):
+    model = Mixed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"exclude": ["table*", "phases", "mixer*"], "every_n_steps": 1, "summary": False}
+    with numwatch.watch(model, optimizer, dir=tmp_path, strict=True, **options) as watch:
+        for _ in range(2):
+            loss = model(torch.randn(4, 8)).square().mean()
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+            optimizer.zero_grad()
+    run = numwatch.open_run(tmp_path)
+    assert unseen(run) == []
+    assert all(math.isfinite(norm) for norm in run.steps()["grad_norm"].to_pylist())

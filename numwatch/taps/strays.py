@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 
 import torch
@@ -72,7 +73,7 @@ class Strays:
             known = self._parameters.own_any(theirs) and not self._shares(theirs)
             self._known[optimizer] = known
             if known:
-                ref = weakref.ref(optimizer, self._found.remove)
+                ref = weakref.ref(optimizer, partial(_discard, self._found))
                 self._found.append(ref)
                 self._holders.update((id(parameter), ref) for parameter in theirs)
         return known
@@ -130,6 +131,11 @@ class Strays:
         if any(holder() is not None for holder in holders):
             return True
         return not ids.isdisjoint(id(own) for one in self._given for own in _parameters(one))
+
+
+def _discard(found: list[weakref.ref[Optimizer]], gone: weakref.ref[Optimizer]) -> None:
+    if gone in found:  # not that of a successor
+        found.remove(gone)
 
 
 def _nobody() -> None:

@@ -218,13 +218,18 @@ def test_one_of_parameters_that_took_the_places_of_its_own_is_followed(tmp_path,
                 state = {name: value.clone() for name, value in model.state_dict().items()}
                 model.load_state_dict(state, assign=True)
                 optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+                second = weakref.ref(optimizer)
+            if step == 5:
+                optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
             loss = backward(model, torch.ones(2, 8))
             optimizer.step()
             optimizer.zero_grad()
             watch.step(loss=loss)
+        gc.collect()
+        assert second() is None
     steps = numwatch.open_run(tmp_path).steps()
     assert steps["skipped"].to_pylist() == [step == 2 for step in range(7)]
-    assert steps["lr"].to_pylist()[3:] == [0.2] * 4
+    assert steps["lr"].to_pylist()[3:] == [0.2, 0.2, 0.3, 0.3]
 
 
 def test_what_the_model_does_not_have_keeps_its_name(tmp_path):

@@ -239,7 +239,8 @@ class Watch:
         taps = self._optimizer_taps
         self._unseen += taps.finish(self._scaler)
         self._tape.put("loss_scale_after", loss_scale(self._scaler))
-        trained = any(taps.stepped) or self._tape.value("loss") is not None
+        stepped = any(taps.stepped) or taps.strays.stepped
+        trained = stepped or self._tape.value("loss") is not None
         self._tape.next()
         seen = None
         if self.gate.mode is Mode.FULL:

@@ -21,7 +21,8 @@ def check_footer(path: Path) -> None:
     """Refuses a part one of whose columns has a description that contradicts itself.
 
     Asked for one by `RowGroupMetaData.column`, Arrow lets its C++ exception abort the process. A
-    read looks at all of them too, before it asks for the first row, and hands the exception on.
+    read looks at all of them too, before it asks for the first row, and hands the exception on. Of
+    a type that is not its column's, `statistics` alone lets it know, in the same way.
 
     Raises:
         DAMAGED: It does, or the file is not whole.
@@ -33,3 +34,13 @@ def check_footer(path: Path) -> None:
         except OSError:
             if not file.asked:
                 raise
+        _check_types(part.metadata)
+
+
+def _check_types(metadata: pq.FileMetaData) -> None:
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        for j in range(group.num_columns):
+            said, meant = group.column(j).physical_type, metadata.schema.column(j).physical_type
+            if said != meant:
+                raise ValueError(f"column {j} is {said} where the schema has {meant}")

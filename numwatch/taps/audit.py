@@ -4,11 +4,13 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
     _disable_current_modes,
@@ -42,8 +44,11 @@ class Audit:
         self.fault = _why_not(model)
 
     def begin(self) -> None:
-        """Begins a step, with what the gate says of it: the first full one is watched, if due."""
-        if self._due and self._gate.mode is Mode.FULL:
+        """Begins a step, with what the gate says of it: the first full one is watched, if due.
+
+        One that is yet to make lazy parameters is not: torch can't do that under a dispatch mode.
+        """
+        if self._due and self._gate.mode is Mode.FULL and not _is_unmade(self._model):
             self._due = False
             self.start()
 
@@ -163,6 +168,10 @@ class _Leave(Hook):
     def __call__(self, *_: Any) -> None:
         if not is_compiling() and self._at.notes.stack:
             self._at.notes.stack.pop()
+
+
+def _is_unmade(model: nn.Module) -> bool:
+    return any(map(is_lazy, chain(model.parameters(), model.buffers())))
 
 
 def _why_not(model: nn.Module) -> str | None:

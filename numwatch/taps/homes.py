@@ -35,7 +35,8 @@ class Home:
 def homes_in(model: nn.Module) -> Iterator[tuple[str, Tensor, Home]]:
     """Yields the parameters of a model with their names and homes, FSDP2's shards first.
 
-    One that is in several comes once for each.
+    One that is in several comes once for each, and last by what the model itself calls it: a class
+    may name parameters that no module of it has.
     """
     for name, shard, owner in shards_with_owners(model):
         yield name, shard, Home(weakref.ref(owner), lambda one: one.sharded_param)
@@ -43,6 +44,8 @@ def homes_in(model: nn.Module) -> Iterator[tuple[str, Tensor, Home]]:
         for name, parameter in module._parameters.items():  # noqa: SLF001  # as below
             if parameter is not None:
                 yield f"{path}.{name}".removeprefix("."), parameter, _in_module(module, name)
+    for name, parameter in model.named_parameters():
+        yield name, parameter, _named_by(model, name)
 
 
 def home_in_optimizer(optimizer: Optimizer, group: int, index: int) -> Home:
@@ -62,3 +65,7 @@ def _in_module(module: nn.Module, name: str) -> Home:
         return parameters[name] if name in parameters else None  # noqa: SIM401  # a script's have no `get`
 
     return Home(weakref.ref(module), look)
+
+
+def _named_by(model: nn.Module, name: str) -> Home:
+    return Home(weakref.ref(model), lambda owner: dict(owner.named_parameters()).get(name))

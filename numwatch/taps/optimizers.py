@@ -21,7 +21,7 @@ from numwatch.taps.tape import Tape, found_inf_column, learning_rate, loss_scale
 from numwatch.taps.updates import UpdateTaps
 
 _HANDED_OVER = (
-    "updates, state and gradient norm in the first two steps of {new}, which took the place of "
+    "updates, state and gradient norm in up to two first steps of {new}, which took the place of "
     "{old}; the first may read as skipped"
 )
 
@@ -93,8 +93,7 @@ class OptimizerTaps:
             # Once: other threads train other models.
             with self.gate.hooks_stay(), self.gate.watching():
                 known = self.strays.has(optimizer)
-        if not known:
-            self.strays.pass_by(optimizer)
+        self.strays.pass_by(optimizer)
         return bool(known)
 
     def see_step(self, optimizer: torch.optim.Optimizer, *, stray: bool) -> None:
@@ -106,8 +105,8 @@ class OptimizerTaps:
         """
         if not stray:
             self._count(optimizer)
-        elif not self.strays.stepped:
-            self.strays.stepped = self.is_stray(optimizer)
+        elif self.optimizers or not self.strays.stepped:
+            self.strays.stepped |= self.is_stray(optimizer)
 
     @property
     def turns(self) -> int:
@@ -162,12 +161,14 @@ class OptimizerTaps:
                 self._culprits.look(self._tape.line, position, optimizer)
 
     def _hand_over(self) -> Iterator[str]:
-        """Gives the places of optimizers that no longer step to those that do in their stead."""
+        """Gives the places of optimizers that no longer step to those that do, or back."""
         for position, given in enumerate(self.optimizers):
-            if self.stepped[position] or not (self.moved and tells_of_steps(given)):
+            if self.announced[position] or not (self.moved and tells_of_steps(given)):
                 continue
-            self._any = self._any or follow_strays(self)  # from the first such step on
-            successor = self.strays.successor_of(given)
+            missed = not self.stepped[position]
+            if missed:
+                self._any = self._any or follow_strays(self)  # from the first such step on
+            successor = self.strays.successor_of(given, missed=missed)
             if successor is not None:
                 remove_all(self._handles[position])
                 self._handles[position] = self._hooks_on(successor)

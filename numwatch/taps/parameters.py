@@ -118,6 +118,13 @@ class Parameters:
         """Whether all parameters of the model are among those with these ids."""
         return all(id(parameter) in ids for parameter in self._model.parameters())
 
+    def follow(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
+        """Knows what the model does not have by its place in a new optimizer, not in an old one."""
+        places = {id(parameter): at for parameter, _, at in _parameters_of(new)}
+        for number, home in enumerate(self._foreign):
+            if home.owner() is old and (at := places.get(id(home.look(old)))) is not None:
+                self._foreign[number] = home_in_optimizer(new, *at)
+
     def sample(self, tensor: Tensor) -> Tensor:
         """Returns the sample [n] of this rank's part of a parameter or a tensor of its shape."""
         return sampled(local_part(tensor), self.limit)

@@ -14,7 +14,7 @@ from numwatch.taps.collector import Collector
 from numwatch.taps.fsdp import AtRest, weight_at_rest
 from numwatch.taps.gate import Gate
 from numwatch.taps.gradients import Gradient
-from numwatch.taps.hooks import Hook
+from numwatch.taps.hooks import Hook, in_backward
 from numwatch.taps.placement import is_dtensor, weight_in_place
 from numwatch.taps.selection import Tap
 
@@ -28,6 +28,7 @@ class LeafHook:
         self._hook = hook
         self._handle: RemovableHandle | None = None
         self._memory: int | None = None
+        self._alone = False
 
     def put_on(self, weight: Tensor) -> None:
         """Puts it on a weight, behind all other hooks there."""
@@ -36,17 +37,25 @@ class LeafHook:
         if hooks and handle and memory == self._memory and handle.id in hooks:
             hooks[handle.id] = hooks.pop(handle.id)
             return
-        self.remove()
-        if memory != self._memory and self._memory is not None and not weight._backward_hooks:  # noqa: SLF001  # as above
-            # `swap_tensors` leaves a dict of hooks behind that autograd no longer asks.
-            weight._backward_hooks = None  # noqa: SLF001  # as above
+        self.remove(weight)
+        self._alone = weight._backward_hooks is None  # noqa: SLF001  # as above
         self._handle, self._memory = _hook_leaf(weight, self._hook), memory
 
-    def remove(self) -> None:
-        """Takes it off."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = None
+    def remove(self, weight: Tensor | None = None) -> None:
+        """Takes it off.
+
+        Args:
+            weight: Where it is, as far as is known. `swap_tensors` cuts the dict of a weight's
+                hooks off from autograd, and all that come into it later: none of ours may stay.
+        """
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        hooks: Any = None if weight is None else weight._backward_hooks  # noqa: SLF001  # as above
+        ours = self._alone and hooks is not None and handle.id in hooks
+        handle.remove()
+        if ours and weight is not None and not in_backward():  # which goes through them just now
+            weight._backward_hooks = hooks or None  # noqa: SLF001  # which tells autograd of it
 
 
 def attach_weights(

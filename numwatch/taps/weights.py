@@ -43,7 +43,6 @@ class WeightTaps:
         for handle in self._awaited.values():
             handle.remove()
         self._awaited.clear()
-        _remove(self._awaited)
 
     def begin(self) -> None:
         """Begins a step, with what the gate says of it."""
@@ -59,17 +58,13 @@ class WeightTaps:
 
     def detach(self) -> None:
         """Takes the hooks off the weights."""
-        for hook in self._hooked.values():
-            hook.remove()
+        for tap in self._taps if self._hooked else ():
+            hook = self._hooked.pop(tap.slots.get("grad_weight", -1), None)
+            if hook is not None:
+                hook.remove(weight_at_rest(tap, self.at_rest))
 
     def _weights(self) -> Iterator[tuple[int, Tensor, Tap]]:
         for tap in self._taps:
             weight = weight_at_rest(tap, self.at_rest)
             if "weight" in tap.slots and weight is not None and not is_lazy(weight):
                 yield tap.slots["weight"], weight, tap
-
-
-def _remove(handles: dict[int, RemovableHandle]) -> None:
-    for handle in handles.values():
-        handle.remove()
-    handles.clear()

@@ -6,10 +6,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from versions import needs_scaled_mm
 
+from numwatch.schedule import Schedule
 from numwatch.taps.audit import Audit
 from numwatch.taps.flags import accumulation_flags
 from numwatch.taps.gate import Gate
 from numwatch.taps.gemms import Product, gradient_kind, is_blas_layout
+from numwatch.watch import Watch
 
 B, T, WIDTH, VOCABULARY = 2, 5, 8, 11
 
@@ -238,3 +240,17 @@ def test_flags_are_read_as_they_stand(monkeypatch):
             assert accumulation_flags(nn.Identity())[f"cuda.matmul.{name}"] is value
         finally:
             setattr(torch.backends.cuda.matmul, name, before)
+
+
+def test_parameters_that_are_not_made_yet_put_the_audit_off():
+    # Torch can't make them under a dispatch mode.
+    model = nn.Sequential(nn.LazyLinear(4), nn.BatchNorm1d(4), nn.LazyLinear(2))
+    watch = Watch(model, Gate(strict=True), Schedule(1), audit=True)
+    watch.attach()
+    for step in range(2):
+        watch.begin(step)
+        model(torch.randn(8, 3)).sum().backward()
+        watch.end()
+    snapshots = watch.collect(everything=True)
+    watch.detach()
+    assert [bool(one.operations) for one in snapshots] == [False, True]

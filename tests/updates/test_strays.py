@@ -232,3 +232,18 @@ def test_a_step_that_a_scaler_leaves_out_is_known(tmp_path):
     steps = run_of(tmp_path, model, None, step, scaler=scaler).steps()
     assert steps["skipped"].to_pylist() == [False, True, False]
     assert steps["found_inf"].to_pylist() == [False, True, False]
+
+
+def test_a_step_that_they_alone_made_has_trained():
+    model = net()
+    stray = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = Watch(model, Gate(strict=True), Schedule(1))
+    watch.attach()
+    watch.begin(0)
+    for parameter in model.parameters():  # as from a graph that calls no hooks
+        parameter.grad = torch.ones_like(parameter)
+    stray.step()
+    stray.zero_grad()
+    watch.end()
+    watch.detach()
+    assert watch.blind

@@ -266,6 +266,37 @@ def test_names_follow_parameters_that_are_replaced_and_tell_foreign_ones_apart()
     assert names_in(outside[::-1]) == ["outside_the_model.1", "outside_the_model.0"]
 
 
+class Hiding(nn.Module):
+    """Names parameters of a module that it keeps out of torch's sight."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = nn.Linear(2, 2, bias=False)
+        self.hidden = [nn.Linear(2, 2, bias=False)]
+
+    def named_parameters(self, *args, **kwargs):
+        yield from super().named_parameters(*args, **kwargs)
+        yield "hidden.0.weight", self.hidden[0].weight
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_names_that_a_model_gives_itself_are_kept(given):
+    model = Hiding()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = updates_watch(model, *([optimizer] if given else []), None)
+    for step in range(2):
+        watch.begin(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        watch.end()
+    first, second = watch.collect(everything=True)
+    watch.detach()
+    for snapshot in (first, second):
+        slots = {update.slot for update in snapshot.updates}
+        assert slots == {"seen.weight:update", "hidden.0.weight:update"}
+
+
 def test_frozen_unused_sparse_and_complex_parameters_are_passed_by():
     model = nn.ModuleDict(
         {

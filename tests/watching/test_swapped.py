@@ -103,3 +103,46 @@ def test_dtensors_which_are_always_swapped_can_be_moved(shards, mesh, tmp_path):
     run = numwatch.open_run(tmp_path)
     assert steps_of(run, "2:grad_output") == steps_of(run, "0.weight:update") == list(range(STEPS))
     assert steps_of(run, "2:grad_weight")[-1] == STEPS - 1
+
+
+@pytest.mark.usefixtures("_swapping")
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_users_hook_on_a_weight_that_was_swapped_is_called(every, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4))
+
+    def train():
+        model.zero_grad()
+        model(torch.ones(2, 4).to(model[0].weight.dtype)).square().sum().backward()
+
+    called = []
+    cadence = {"every_n_steps": every, "amax_every_n_steps": 0}
+    with numwatch.watch(model, dir=tmp_path, strict=True, summary=False, **cadence) as watch:
+        train()
+        watch.step()
+        model.to(torch.float64)
+        if every > 1:  # the step under way is not recorded
+            model[0].weight.register_hook(called.append)
+            train()
+            watch.step()
+    if every == 1:  # nothing is left
+        model[0].weight.register_hook(called.append)
+        train()
+    assert len(called) == 1
+
+
+@pytest.mark.usefixtures("_swapping")
+def test_one_put_on_in_a_recorded_step_is_called_from_the_next_on(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4))
+    calls, called = [], []
+    with numwatch.watch(model, dir=tmp_path, strict=True, summary=False, every_n_steps=1) as watch:
+        for step in range(4):
+            if step == 1:
+                model.to(torch.float64)
+                model[0].weight.register_hook(calls.append)
+            model.zero_grad()
+            model(torch.ones(2, 4).to(model[0].weight.dtype)).square().sum().backward()
+            watch.step()
+            called.append(len(calls))
+    assert called == [0, 0, 1, 2]
+    assert steps_of(numwatch.open_run(tmp_path), "0:grad_weight") == [0, 2, 3]

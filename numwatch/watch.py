@@ -25,6 +25,7 @@ from numwatch.taps.parameters import Parameters
 from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.sampling import SAMPLES
 from numwatch.taps.scaler import Scaler, loss_scale
+from numwatch.taps.scripted import scripted
 from numwatch.taps.selection import inner_products, select
 from numwatch.taps.tape import Tape, loss_scale_column
 from numwatch.taps.traced import anchor_on
@@ -74,10 +75,9 @@ class Watch:
         self._started = 0.0
         self._previous: int | None = None
         self._counted_blocks: int | None = None
-        self._model = model
-        self._carried_seconds = 0.0
+        self._model, self._carried_seconds = model, 0.0
         self._trained = False
-        self._unseen = list(filter(None, [inner_products(self._taps)]))
+        self._unseen = list(filter(None, [inner_products(self._taps), scripted(model)]))
         self._known: tuple[tuple[SlotInfo, ...], ...] = ()
         self._slots: tuple[SlotInfo, ...] = ()
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import (
 from torch.utils.hooks import RemovableHandle
 
 from numwatch.taps.gate import Gate, Mode
-from numwatch.taps.hooks import Hook, in_backward
+from numwatch.taps.hooks import Hook, in_backward, takes_hooks
 from numwatch.taps.operations import Notes, SentOperations
 from numwatch.taps.selection import clean_path
 
@@ -60,7 +60,7 @@ class Audit:
         self._notes = Notes()
         self._mode = _Mode(self._notes, self._gate)
         for path, module in self._model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
+            if takes_hooks(module):
                 at = _At(self._notes, clean_path(path))
                 self._handles += [
                     module.register_forward_pre_hook(_Enter(at), prepend=True),

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from numwatch.taps.hooks import Hook
+from numwatch.taps.hooks import Hook, takes_hooks
 
 
 class Autocast:
@@ -23,7 +23,8 @@ class Autocast:
 
     def attach(self) -> None:
         """Hooks the model."""
-        self._handle = self._model.register_forward_pre_hook(_BeforeForward(self))
+        if takes_hooks(self._model):
+            self._handle = self._model.register_forward_pre_hook(_BeforeForward(self))
 
     def detach(self) -> None:
         """Takes the hook off."""

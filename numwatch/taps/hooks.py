@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
@@ -21,6 +21,11 @@ def remove_all(handles: list[RemovableHandle] | list[Removable]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()
+
+
+def takes_hooks(module: nn.Module) -> bool:
+    """Whether hooks can be put on a module: not where `torch.jit` has made it."""
+    return not isinstance(module, torch.jit.ScriptModule)
 
 
 def inert(*_args: object, **_kwargs: object) -> None:

@@ -17,13 +17,9 @@ from numwatch.taps.reduced import ReducedGradients
 from numwatch.taps.scaler import Scaler, found_inf, handles_unscaling, loss_scale
 from numwatch.taps.step_hooks import follow_steps, follow_strays, tells_of_steps
 from numwatch.taps.strays import Strays
+from numwatch.taps.successors import Successors
 from numwatch.taps.tape import Tape, found_inf_column, learning_rate, loss_scale_column
 from numwatch.taps.updates import UpdateTaps
-
-_HANDED_OVER = (
-    "updates, state and gradient norm in up to two first steps of {new}, which took the place of "
-    "{old}; the first may read as skipped"
-)
 
 
 class OptimizerTaps:
@@ -53,6 +49,7 @@ class OptimizerTaps:
     ) -> None:
         self.optimizers = list(optimizers)
         self.strays = Strays(optimizers, parameters)
+        self._successors = Successors(self.strays, parameters)
         self._handles: list[list[Removable]] = []
         self._any: list[Removable] = []
         self.gate, self._tape, self._updates = gate, tape, updates
@@ -67,7 +64,7 @@ class OptimizerTaps:
         self.announced = [0] * len(self.optimizers)
         self.stepped = [0] * len(self.optimizers)
         self._norms.clear()
-        self.strays.reset()
+        self._successors.reset()
         if self._updates is not None:
             self._updates.reset()
 
@@ -93,7 +90,7 @@ class OptimizerTaps:
             # Once: other threads train other models.
             with self.gate.hooks_stay(), self.gate.watching():
                 known = self.strays.has(optimizer)
-        self.strays.pass_by(optimizer)
+        self._successors.pass_by(optimizer)
         return bool(known)
 
     def see_step(self, optimizer: torch.optim.Optimizer, *, stray: bool) -> None:
@@ -168,14 +165,13 @@ class OptimizerTaps:
             missed = not self.stepped[position]
             if missed:
                 self._any = self._any or follow_strays(self)  # from the first such step on
-            successor = self.strays.successor_of(given, missed=missed)
+            successor = self._successors.find(given, missed=missed)
             if successor is not None:
                 remove_all(self._handles[position])
                 self._handles[position] = self._hooks_on(successor)
                 self.optimizers[position] = successor
-                self.strays.replace(given, successor)
                 self.stepped[position] += 1
-                yield _HANDED_OVER.format(new=type(successor).__name__, old=type(given).__name__)
+                yield self._successors.replace(given, successor)
 
     def skipped(self, scaler: Scaler | None) -> bool:
         """Whether the host knows that a scaler has left out an optimizer of the step under way.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from numwatch.taps.hooks import takes_hooks
 from numwatch.taps.selection import clean_path
 
 _LIBRARIES = frozenset(
@@ -69,6 +70,8 @@ class Places:
         self._of_node: dict[int, Place] = {}
         self._bottom = 0
         for path, module in model.named_modules():
+            if not takes_hooks(module):
+                continue
             follower = _Follower(self, clean_path(path), is_loss=_is_loss(module))
             module.register_forward_pre_hook(follower.enter, prepend=True)
             module.register_forward_hook(follower.leave, always_call=True)

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from numwatch.errors import near
 from numwatch.snapshot import ROLES, UPDATE_ROLE, SlotInfo
+from numwatch.taps.hooks import takes_hooks
 
 PARAMETER_ROLES = ("weight", "grad_weight")
 _MATRIX, _STACK = 2, 3
@@ -88,8 +89,7 @@ def select(
     projections, and any with a matrix of its own called `weight`) in all roles, inputs and outputs
     of recurrent layers with the outputs' gradients, and the outputs of embeddings and norms. Of a
     module whose parameters are stacks of matrices (experts in one parameter) each stack and its
-    gradient by the parameter's path, and what the module takes and gives; its inner products are
-    not seen.
+    gradient by the parameter's path, and what the module takes and gives.
 
     Args:
         model: The model; its root module itself is never watched.
@@ -114,7 +114,7 @@ def select(
         multiplies = is_gemm(module) or isinstance(module, _RECURRENT)
         tap = Tap(module, path, parameter is not None or multiplies, parameter=parameter)
         weight = tap.weight
-        for role in ROLES if parameter is None else PARAMETER_ROLES:
+        for role in ROLES if parameter is None and takes_hooks(module) else PARAMETER_ROLES:
             wanted = role in by_default if include is None else _matches(include_globs, path, role)
             if not (path and wanted) or _matches(exclude_globs, path, role):
                 continue

@@ -48,7 +48,7 @@ class Starts:
         self._owners = [
             (f"{path}.{name}" if path else name, module, name)
             for path, module in model.named_modules()
-            for name in module._buffers  # noqa: SLF001  # buffers() walks all modules each time
+            for name in dict(module._buffers.items())  # noqa: SLF001  # buffers() walks all modules
         ]
         self._versions: dict[str, int] | None = None
         # Of these torch counts no changes.
@@ -64,7 +64,8 @@ class Starts:
         wanted: dict[str, Tensor] = {}
         known = self._versions
         for name, module, key in self._owners:
-            buffer = module._buffers.get(key)  # noqa: SLF001  # as above
+            buffers = module._buffers  # noqa: SLF001  # as above
+            buffer = buffers[key] if key in buffers else None  # noqa: SIM401  # a script's have no `get`
             if buffer is None or buffer.is_inference():
                 continue
             if name not in self._changing:

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from numwatch.taps.fsdp import AtRest, weight_at_rest
 from numwatch.taps.gate import Gate
-from numwatch.taps.hooks import Hook
+from numwatch.taps.hooks import Hook, takes_hooks
 from numwatch.taps.selection import Tap
 
 
@@ -35,7 +35,8 @@ def await_gradients(
         if index is None or index in awaited:
             continue
         weight = weight_at_rest(tap, at_rest)
-        if weight is not None and (is_lazy(weight) or not weight.requires_grad):
+        frozen = weight is not None and (is_lazy(weight) or not weight.requires_grad)
+        if frozen and takes_hooks(tap.module):
             look = _LookAgain(tap, gate, attach)
             awaited[index] = tap.module.register_forward_pre_hook(look)
 

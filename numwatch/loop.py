@@ -248,6 +248,6 @@ def _views(writer: SummaryWriter | None) -> list[View]:
 
 
 def _precision(model: nn.Module, scaler: Scaler | None) -> str:
-    parameter = next(filter(torch.is_floating_point, model.parameters()), None)
+    parameter = next((one for one in model.parameters() if one.dtype.is_floating_point), None)
     weights = "no" if parameter is None else str(parameter.dtype).removeprefix("torch.")
     return f"{weights} weights{', loss scaling' if scaler and scaler.is_enabled() else ''}"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import numwatch
 from numwatch.schedule import Schedule
 from numwatch.taps.gate import Gate
 from numwatch.watch import Watch
@@ -139,3 +140,18 @@ def test_a_freeze_stays_a_freeze_and_puts_no_hook_on_the_module():
         assert len(model[0]._forward_pre_hooks) == len(model[1]._forward_pre_hooks)
     assert model[0].weight.grad is None
     watch.detach()
+
+
+def test_a_loop_of_lazy_modules_is_watched_from_its_first_step(tmp_path):
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3))
+    options = {"summary": False, "strict": True, "every_n_steps": 1}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with numwatch.watch(model, optimizer, dir=tmp_path, **options) as watch:
+        for _ in range(2):
+            loss = model(torch.ones(2, 4)).sum()
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+    run = numwatch.open_run(tmp_path)
+    assert run.precision == "float32 weights"
+    assert run.tensors(slot="0:output")["step"].to_pylist() == [0, 1]

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from numwatch.record.part_size import check_count
+
 
 class _FooterAlone(io.FileIO):
     """A file that ends, once shut, where it is asked for more."""
@@ -25,9 +27,10 @@ def check_footer(path: Path) -> None:
     a type that is not its column's, `statistics` alone lets it know, in the same way.
 
     Raises:
-        DAMAGED: It does, or the file is not whole.
+        DAMAGED: It does, counts more rows than there is room for, or the file is not whole.
     """
     with _FooterAlone(path) as file, pq.ParquetFile(file, pre_buffer=True) as part:
+        check_count(part.metadata)
         file.shut = True
         try:
             part.read(use_threads=False)

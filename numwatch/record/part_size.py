@@ -13,6 +13,21 @@ _WIDTH = 8
 _STRINGS = "BYTE_ARRAY"
 
 
+def check_count(metadata: pq.FileMetaData) -> None:
+    """Refuses a part whose footer counts more rows than there is room for; looks at no column.
+
+    Arrow makes room for all rows of a column that has no bytes, before it notices.
+
+    Raises:
+        ValueError: It does, or counts what can't be counted.
+    """
+    groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    if min(metadata.num_rows, *groups, 0) < 0:
+        raise ValueError("a number of rows is negative")
+    if max(metadata.num_rows, sum(groups)) * metadata.num_columns * _WIDTH > LARGEST:
+        raise ValueError(_too_large())
+
+
 def check_size(metadata: pq.FileMetaData) -> None:
     """Refuses a part whose footer promises more than there is room for.
 
@@ -26,7 +41,7 @@ def check_size(metadata: pq.FileMetaData) -> None:
             raise ValueError("a column's size is negative")
         size += max(chunk.num_values * _WIDTH, chunk.total_uncompressed_size)
     if size > LARGEST or metadata.num_rows < 0:
-        raise ValueError(f"its rows would take more than {LARGEST >> 20} MiB")
+        raise ValueError(_too_large())
 
 
 def check_strings(path: Path, metadata: pq.FileMetaData) -> None:
@@ -45,6 +60,10 @@ def check_strings(path: Path, metadata: pq.FileMetaData) -> None:
         table = file.read(columns=names, use_threads=False)
     if sum(map(_length, table.columns)) > LARGEST:
         raise ValueError(f"its texts would take more than {LARGEST >> 20} MiB")
+
+
+def _too_large() -> str:
+    return f"its rows would take more than {LARGEST >> 20} MiB"
 
 
 def _chunks(metadata: pq.FileMetaData) -> list[pq.ColumnChunkMetaData]:

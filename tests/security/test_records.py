@@ -184,6 +184,32 @@ def test_parts_that_would_not_fit_are_left_out_unread(table, column, values, rec
     assert "would take more than 8 MiB" in problem
 
 
+def number(value):
+    """Returns an integer as a footer has it: zigzag, in groups of seven bits."""
+    bits, coded = value << 1, b""
+    while bits > 0x7F:
+        coded, bits = coded + bytes([bits & 0x7F | 0x80]), bits >> 7
+    return coded + bytes([bits])
+
+
+@pytest.mark.usefixtures("small_limit")
+@pytest.mark.parametrize("rows", [1 << 23, 1 << 40])
+def test_rows_that_have_no_bytes_are_given_no_room(rows, record):
+    """Arrow makes room for as many as the footer counts, where it says that there is no page."""
+    part, n = part_of(record, "steps"), 123_457
+    pq.write_table(pa.table({"step": [7] * n}), part, compression="none", use_dictionary=False)
+    size = pq.read_metadata(part).row_group(0).column(0).total_compressed_size
+    whole = part.read_bytes()
+    length = int.from_bytes(whole[-8:-4], "little")
+    footer = whole[-8 - length : -8].replace(number(n), number(rows))
+    footer = footer.replace(number(size), number(0))
+    part.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    with arrow_at_most_mib(8):
+        run = numwatch.open_run(record)
+    (problem,) = run.problems
+    assert "would take more than 8 MiB" in problem
+
+
 @pytest.mark.usefixtures("small_limit")
 def test_long_names_that_fit_are_read(record):
     """The texts are looked at, since 100,000 bytes of them in each row would not fit."""

@@ -36,7 +36,8 @@ class UpdateTaps:
         self._parts: list[SentUpdates] = []
         self._known: dict[str, SlotInfo] = {}
         self._slots: tuple[SlotInfo, ...] = ()
-        self._told = False
+        self._unreadable: dict[bool, dict[str, None]] = {}
+        self._told: set[bool] = set()
         self.bytes = 0
         self.unsure: str | None = None
 
@@ -71,6 +72,7 @@ class UpdateTaps:
             position: Which of all it is; None of one that was not given.
         """
         remembered = self._before.pop(id(optimizer), [])
+        self._look_for_unreadable(optimizer)
         self._done.add(id(optimizer))
         given = self.given
         stepped = [kept for one in remembered if (kept := one.where(given.has)).members]
@@ -106,15 +108,18 @@ class UpdateTaps:
         given.forget()
 
     def unreadable(self, optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[str]:
-        """Yields, once, which trained parameters are not measured for what their elements are."""
-        if self._told:
-            return
-        found: dict[bool, list[str]] = {}
+        """Yields, once, which trained parameters are not measured for what their elements are.
+
+        Args:
+            optimizers: Those that are looked at though they took no step that is known of.
+        """
         for optimizer in optimizers:
-            for is_complex, name in self._parameters.unreadable(optimizer):
-                found.setdefault(is_complex, []).append(name)
-        self._told = bool(found)
-        for is_complex, names in found.items():
+            self._look_for_unreadable(optimizer)
+        for is_complex, found in self._unreadable.items():
+            if is_complex in self._told:
+                continue
+            self._told.add(is_complex)
+            names = list(found)
             which = f"{names[0]} and {len(names) - 1} more have" if names[1:] else f"{names[0]} has"
             if is_complex:
                 yield f"complex numbers: {which} no rows, updates or part in the gradient norm"
@@ -125,6 +130,12 @@ class UpdateTaps:
         """Returns what was measured in the step, on its way to the host."""
         parts, self._parts = self._parts, []
         return parts
+
+    def _look_for_unreadable(self, optimizer: torch.optim.Optimizer) -> None:
+        """Looks at its parameters once a step: sparse gradients may be gone when that ends."""
+        if id(optimizer) not in self._done:
+            for is_complex, name in self._parameters.unreadable(optimizer):
+                self._unreadable.setdefault(is_complex, {})[name] = None
 
     def _judge(self, states: States, rows: "_ParameterRows", owner: str) -> JudgedStates:
         figures = []

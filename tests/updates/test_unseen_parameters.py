@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from torch import nn
 from update_runs import run_of, unseen
@@ -42,6 +43,22 @@ def test_sparse_and_complex_parameters_are_named(tmp_path):
     ]
     assert set(run.updates()["slot"].to_pylist()) == {"head.weight:update", "head.bias:update"}
     assert run.precision == "float32 weights"
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_they_are_known_when_gradients_are_cleared_before_the_step_ends(tmp_path, given):
+    model = Mixed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(model, x):
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    notes = sorted(unseen(run_of(tmp_path, model, optimizer if given else None, step)))
+    assert [note.split(":")[0] for note in notes] == ["complex numbers", "sparse gradients"]
 
 
 def test_what_was_excluded_is_not_missed(tmp_path):

@@ -102,8 +102,8 @@ class OptimizerTaps:
         """
         if not stray:
             self._count(optimizer)
-        elif self.optimizers or not self.strays.stepped:
-            self.strays.stepped |= self.is_stray(optimizer)
+        elif (self.optimizers or not self.strays.stepped) and self.is_stray(optimizer):
+            self.strays.stepped = True
 
     @property
     def turns(self) -> int:

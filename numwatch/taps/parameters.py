@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from numwatch.stats import is_watched_dtype
@@ -188,10 +189,11 @@ class Parameters:
 def _parameters_of(
     optimizer: torch.optim.Optimizer,
 ) -> Iterator[tuple[nn.Parameter, dict[str, Any], tuple[int, int]]]:
-    """Yields an optimizer's parameters with their groups, and their places in it."""
+    """Yields an optimizer's parameters that are made, with their groups and places in it."""
     for i, group in enumerate(optimizer.param_groups):
         for j, parameter in enumerate(group["params"]):
-            yield parameter, group, (i, j)
+            if not is_lazy(parameter):
+                yield parameter, group, (i, j)
 
 
 def has_dense_gradient(parameter: Tensor) -> bool:

@@ -45,6 +45,21 @@ def test_a_weight_that_its_first_forward_makes_is_seen_in_it():
     watch.detach()
 
 
+def test_one_that_no_forward_ever_makes_does_no_harm(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].unused = nn.LazyLinear(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"summary": False, "strict": True, "every_n_steps": 1}
+    with numwatch.watch(model, optimizer, dir=tmp_path, **options) as watch:
+        for _ in range(2):
+            loss = model(torch.ones(2, 4)).sum()
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+    updates = numwatch.open_run(tmp_path).updates()
+    assert set(updates["slot"].to_pylist()) == {"0.weight:update", "0.bias:update"}
+
+
 def test_an_expert_stack_too():
     class Experts(nn.Module):
         def __init__(self):

@@ -124,7 +124,7 @@ class UpdateTaps:
             if is_complex:
                 yield f"complex numbers: {which} no rows, updates or part in the gradient norm"
             else:
-                yield f"sparse gradients: {which} no updates or part in the gradient norm"
+                yield f"sparse gradients: {which} no updates or state"
 
     def take(self) -> list[SentUpdates]:
         """Returns what was measured in the step, on its way to the host."""

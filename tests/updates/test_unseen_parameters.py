@@ -39,7 +39,7 @@ def test_sparse_and_complex_parameters_are_named(tmp_path):
     run = run_of(tmp_path, model, optimizer, step)
     assert sorted(unseen(run)) == [
         "complex numbers: phases and 2 more have no rows, updates or part in the gradient norm",
-        "sparse gradients: table.weight has no updates or part in the gradient norm",
+        "sparse gradients: table.weight has no updates or state",
     ]
     assert set(run.updates()["slot"].to_pylist()) == {"head.weight:update", "head.bias:update"}
     assert run.precision == "float32 weights"
@@ -59,6 +59,21 @@ def test_they_are_known_when_gradients_are_cleared_before_the_step_ends(tmp_path
 
     notes = sorted(unseen(run_of(tmp_path, model, optimizer if given else None, step)))
     assert [note.split(":")[0] for note in notes] == ["complex numbers", "sparse gradients"]
+
+
+def test_a_sparse_gradient_is_in_the_norm(tmp_path):
+    model = nn.Sequential(nn.Embedding(8, 4, sparse=True))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(model, _):
+        loss = model(torch.tensor([1, 1, 2])).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    norms = run_of(tmp_path, model, optimizer, step).steps()["grad_norm"].to_pylist()
+    assert norms == pytest.approx([math.sqrt(4 * 2**2 + 4)] * len(norms))
 
 
 def test_what_was_excluded_is_not_missed(tmp_path):

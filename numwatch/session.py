@@ -203,7 +203,7 @@ class Session:
             with self._gate.watching():
                 self._watch.before_optimizer_step(plain_optimizer(optimizer))
                 if self._failures:
-                    self._failures.before_optimizer_step(optimizer)
+                    self._failures.before_optimizer_step(plain_optimizer(optimizer))
 
     def end_step(self, *, epoch: int = 0, batch: int = 0) -> None:
         """Closes the step, after the optimizer's step and the scaler's update."""

@@ -65,8 +65,8 @@ deepspeed-install: .venv-deepspeed/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-deepspeed build dist site *.egg-info demo-run .mypy_cache \
-		.ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-deepspeed build dist site *.egg-info demo-run \
+		.mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

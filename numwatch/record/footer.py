@@ -43,6 +43,10 @@ def check_footer(path: Path) -> None:
 def _check_types(metadata: pq.FileMetaData) -> None:
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
+        if group.num_columns != metadata.num_columns:
+            raise ValueError(
+                f"a group has {group.num_columns} columns, the schema {metadata.num_columns}"
+            )
         for j in range(group.num_columns):
             said, meant = group.column(j).physical_type, metadata.schema.column(j).physical_type
             if said != meant:

@@ -192,6 +192,32 @@ def number(value):
     return coded + bytes([bits])
 
 
+def footer_of(part):
+    """Returns the bytes of a part's footer."""
+    whole = part.read_bytes()
+    length = int.from_bytes(whole[-8:-4], "little")
+    return whole[-8 - length : -8]
+
+
+def test_columns_that_the_schema_lacks_are_damage(record):
+    """Asked for one of them Arrow ends the process."""
+    part = part_of(record, "steps")
+    pq.write_table(pa.table({"step": [1], "other": [2]}), part, store_schema=False)
+    footer, orders = footer_of(part), b"\x19\x2c" + b"\x1c\x00\x00" * 2 + b"\x00"
+    assert footer.endswith(orders)  # of the columns, one for each; they may be missing
+    footer = footer.removesuffix(orders) + b"\x00"
+    one, two = (b"\x15\x04%\x02\x18" + name + b"\x00" for name in (b"\x04step", b"\x05other"))
+    for old, new in [
+        (b"\x19\x3c", b"\x19\x2c"),
+        (b"\x15\x04\x00" + one + two, b"\x15\x02\x00" + one),
+    ]:
+        assert footer.count(old) == 1
+        footer = footer.replace(old, new)
+    part.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    (problem,) = numwatch.open_run(record).problems
+    assert "2 columns, the schema 1" in problem
+
+
 @pytest.mark.usefixtures("small_limit")
 @pytest.mark.parametrize("rows", [1 << 23, 1 << 40])
 def test_rows_that_have_no_bytes_are_given_no_room(rows, record):
@@ -199,10 +225,7 @@ def test_rows_that_have_no_bytes_are_given_no_room(rows, record):
     part, n = part_of(record, "steps"), 123_457
     pq.write_table(pa.table({"step": [7] * n}), part, compression="none", use_dictionary=False)
     size = pq.read_metadata(part).row_group(0).column(0).total_compressed_size
-    whole = part.read_bytes()
-    length = int.from_bytes(whole[-8:-4], "little")
-    footer = whole[-8 - length : -8].replace(number(n), number(rows))
-    footer = footer.replace(number(size), number(0))
+    footer = footer_of(part).replace(number(n), number(rows)).replace(number(size), number(0))
     part.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
     with arrow_at_most_mib(8):
         run = numwatch.open_run(record)

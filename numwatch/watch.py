@@ -75,8 +75,7 @@ class Watch:
         self._started = 0.0
         self._previous: int | None = None
         self._counted_blocks: int | None = None
-        self._model, self._carried_seconds = model, 0.0
-        self._trained = False
+        self._model, self._carried_seconds, self._trained = model, 0.0, False
         self._unseen = list(filter(None, [inner_products(self._taps), scripted(model)]))
         self._known: tuple[tuple[SlotInfo, ...], ...] = ()
         self._slots: tuple[SlotInfo, ...] = ()
@@ -153,7 +152,8 @@ class Watch:
         self._follow(optimizers, make_taps)
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self._shadow.scaler = self._scaler
-        self._handles += self._optimizer_taps.attach()
+        self._handles.append(self._optimizer_taps)  # before an interrupt can come
+        self._optimizer_taps.attach()
         self.resume()
 
     def detach(self) -> None:

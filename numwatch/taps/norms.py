@@ -13,11 +13,15 @@ from numwatch.taps.placement import is_own
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor | None:
     """Returns the L2 norm of an optimizer's gradients as they stand, or None without any.
 
+    None too where one is sparse and not on the host: adding up its duplicates waits for the device.
+
     FP32 per parameter, so that FP16 squares do not overflow; a 0-d device tensor. Where several
     ranks train, of those that this one answers for: the squares of all ranks' norms add up.
     """
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for gradient in gradients_of(optimizer):
+        if gradient.layout is not torch.strided and gradient.device.type != "cpu":
+            return None
         plain = gradient if type(gradient) is Tensor and gradient.layout is torch.strided else None
         by_dtype.setdefault(gradient.dtype, []).append(
             dense(gradient)[0] if plain is None else plain.detach()

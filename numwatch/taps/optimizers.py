@@ -68,12 +68,12 @@ class OptimizerTaps:
         if self._updates is not None:
             self._updates.reset()
 
-    def attach(self) -> list[Removable]:
+    def attach(self) -> None:
         """Hooks the optimizers, and where others are possible those that come to light later."""
-        self._handles = [self._hooks_on(optimizer) for optimizer in self.optimizers]
+        for optimizer in self.optimizers:
+            self._handles.append(self._hooks_on(optimizer))
         if self.strays.possible:
             self._any = follow_strays(self)
-        return [self]
 
     def remove(self) -> None:
         """Takes the hooks off the optimizers."""

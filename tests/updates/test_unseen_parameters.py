@@ -8,6 +8,7 @@ from torch import nn
 from update_runs import run_of, unseen
 
 import numwatch
+from numwatch.taps.norms import gradient_norm
 
 
 class Mixed(nn.Module):
@@ -90,3 +91,15 @@ def test_what_was_excluded_is_not_missed(tmp_path):
     run = numwatch.open_run(tmp_path)
     assert unseen(run) == []
     assert all(math.isfinite(norm) for norm in run.steps()["grad_norm"].to_pylist())
+
+
+@pytest.mark.parametrize(("device", "known"), [("cpu", True), ("meta", False)])
+def test_a_norm_that_a_device_would_have_to_be_waited_for_is_not_made(device, known):
+    """The device without memory stands for a GPU, which a sparse gradient's duplicates stop."""
+    weight, bias = (nn.Parameter(torch.zeros(3, 2, device=device)) for _ in range(2))
+    at = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    weight.grad = torch.sparse_coo_tensor(at, torch.ones(2, 2, device=device), (3, 2))
+    bias.grad = torch.ones(3, 2, device=device)
+    norm = gradient_norm(torch.optim.SGD([bias, weight]))
+    assert (norm is not None) is known
+    assert norm is None or float(norm) == pytest.approx(14**0.5)

@@ -31,8 +31,10 @@ def check_rows(name: str, table: pa.Table) -> None:
         table: Rows of it, in any of its columns.
 
     Raises:
-        ValueError: A value is missing or negative, or a histogram leaves its range.
+        ValueError: A value is missing or negative, a histogram leaves its range, or a text is none;
+            `pa.ArrowInvalid` is one.
     """
+    table.validate(full=True)
     for flaw in _flaws(name, table):
         raise ValueError(flaw)
 

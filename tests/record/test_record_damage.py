@@ -128,6 +128,19 @@ def test_a_column_of_another_type_is_damage_even_where_it_may_be_null(tmp_path):
     assert "column loss is missing or not double" in run.problems[0]
 
 
+def test_a_text_that_is_no_utf8_is_damage(tmp_path):
+    write_steps(tmp_path, range(2), each_its_part=True)
+    path = tmp_path / "tensors" / "attempt-000-part-00001.parquet"
+    table = pq.read_table(path)
+    slot = table.schema.get_field_index("slot")
+    texts = pa.array([b"\xff"] * table.num_rows, pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(slot, table.schema.field(slot), texts), path)
+    run = open_run(tmp_path)
+    assert set(run.tensors()["step"].to_pylist()) == {0}
+    (problem,) = run.problems
+    assert "is damaged" in problem
+
+
 def test_a_manifest_truncated_anywhere_is_one_clear_error(tmp_path):
     write_steps(tmp_path, range(1))
     manifest = tmp_path / "manifest.json"

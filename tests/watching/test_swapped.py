@@ -95,6 +95,7 @@ def test_a_model_converted_by_swaps_trains_as_it_would_alone(every, tmp_path):
     assert steps_of(run, "0:grad_weight") == [s for s in recorded if s != MOVED + 1]
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators")
 @pytest.mark.parametrize("shards", [pytest.param(sharded, marks=needs_fsdp2), parallel])
 def test_dtensors_which_are_always_swapped_can_be_moved(shards, mesh, tmp_path):
     prepare = shards(mesh)

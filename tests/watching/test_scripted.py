@@ -6,7 +6,7 @@ from torch import nn
 
 import numwatch
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")
 
 
 class Block(nn.Module):

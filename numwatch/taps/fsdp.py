@@ -18,20 +18,12 @@ def shards_of(model: nn.Module) -> AtRest:
 
     After a forward without gradients FSDP2 leaves the root's whole weights in their place.
     """
-    return {
-        (id(module), name): one.sharded_param
-        for one in _parameters(model)
-        for module, name in _places(one._module_info)  # noqa: SLF001  # FSDP2 has no public account
-    }
+    return {place: account.sharded_param for place, account in _accounts(model).items()}
 
 
 def shards_with_owners(model: nn.Module) -> Iterator[tuple[str, Tensor, object]]:
     """Yields each with the name its parameter has in the model, and FSDP2's account that has it."""
-    accounts = {
-        (id(module), name): one
-        for one in _parameters(model)
-        for module, name in _places(one._module_info)  # noqa: SLF001  # as above
-    }
+    accounts = _accounts(model)
     for path, module in model.named_modules() if accounts else ():
         for name in dict(module.named_parameters(recurse=False)):
             account = accounts.get((id(module), name))
@@ -47,6 +39,15 @@ def weight_at_rest(tap: Tap, at_rest: AtRest) -> Tensor | None:
         if shard is not None:
             return shard
     return tap.weight
+
+
+def _accounts(model: nn.Module) -> dict[tuple[int, str], Any]:
+    """Returns what FSDP2 knows of each parameter, by its module's id and its name."""
+    return {
+        (id(module), name): one
+        for one in _parameters(model)
+        for module, name in _places(one._module_info)  # noqa: SLF001  # FSDP2 has no public account
+    }
 
 
 def _parameters(model: nn.Module) -> Iterator[Any]:

@@ -25,6 +25,18 @@ def rows_of_step(watch, model, step, between=lambda: None):
     return {row.slot: row.stats for row in snapshot.rows or ()}
 
 
+def run_of_two_steps(model, directory):
+    options = {"summary": False, "strict": True, "every_n_steps": 1}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with numwatch.watch(model, optimizer, dir=directory, **options) as watch:
+        for _ in range(2):
+            loss = model(torch.ones(2, 4)).sum()
+            loss.backward()
+            optimizer.step()
+            watch.step(loss=loss)
+    return numwatch.open_run(directory)
+
+
 def test_a_weight_that_is_thawed_within_a_step_shows_its_gradient_in_that_step(count_hooks):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
     model[0].requires_grad_(False)
@@ -48,15 +60,7 @@ def test_a_weight_that_its_first_forward_makes_is_seen_in_it():
 def test_one_that_no_forward_ever_makes_does_no_harm(tmp_path):
     model = nn.Sequential(nn.Linear(4, 4))
     model[0].unused = nn.LazyLinear(3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    options = {"summary": False, "strict": True, "every_n_steps": 1}
-    with numwatch.watch(model, optimizer, dir=tmp_path, **options) as watch:
-        for _ in range(2):
-            loss = model(torch.ones(2, 4)).sum()
-            loss.backward()
-            optimizer.step()
-            watch.step(loss=loss)
-    updates = numwatch.open_run(tmp_path).updates()
+    updates = run_of_two_steps(model, tmp_path).updates()
     assert set(updates["slot"].to_pylist()) == {"0.weight:update", "0.bias:update"}
 
 
@@ -159,14 +163,6 @@ def test_a_freeze_stays_a_freeze_and_puts_no_hook_on_the_module():
 
 def test_a_loop_of_lazy_modules_is_watched_from_its_first_step(tmp_path):
     model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 3))
-    options = {"summary": False, "strict": True, "every_n_steps": 1}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with numwatch.watch(model, optimizer, dir=tmp_path, **options) as watch:
-        for _ in range(2):
-            loss = model(torch.ones(2, 4)).sum()
-            loss.backward()
-            optimizer.step()
-            watch.step(loss=loss)
-    run = numwatch.open_run(tmp_path)
+    run = run_of_two_steps(model, tmp_path)
     assert run.precision == "float32 weights"
     assert run.tensors(slot="0:output")["step"].to_pylist() == [0, 1]
